@@ -1,0 +1,104 @@
+"""The four data splits that a build works with, provably disjoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from compression.signature import Array
+
+
+class SplitError(ValueError):
+    """Splits overlap, are empty, or their arrays disagree in length."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split.
+
+    Attributes:
+        inputs: Arrays of shape `(rows, ...)` by input name.
+        labels: Array of shape `(rows, ...)`, or None when nothing is labelled.
+    """
+
+    inputs: Mapping[str, Array]
+    labels: Array | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(array) for name, array in self.inputs.items()}
+        if self.labels is not None:
+            lengths["labels"] = len(self.labels)
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise SplitError(
+                f"arrays of a split have lengths {lengths}. Give each one or more rows, as many."
+            )
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def take(self, rows: slice | Array) -> Split:
+        """The given rows as a split of their own."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Split({name: array[rows] for name, array in self.inputs.items()}, labels)
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """The inputs in consecutive batches of at most `size` rows."""
+        for start in range(0, len(self), size):
+            yield {name: array[start : start + size] for name, array in self.inputs.items()}
+
+    def row_hashes(self) -> list[bytes]:
+        """One digest per row over all inputs, labels left out."""
+        contiguous = [np.ascontiguousarray(self.inputs[name]) for name in sorted(self.inputs)]
+        return [
+            hashlib.blake2b(b"".join(array[row].tobytes() for array in contiguous), digest_size=16).digest()
+            for row in range(len(self))
+        ]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train fits, calibration sets ranges, validation selects, test only reports.
+
+    Raises:
+        SplitError: The same row stands in two splits.
+    """
+
+    train: Split
+    calibration: Split
+    validation: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        owner: dict[bytes, str] = {}
+        for name, split in self.items():
+            for row, digest in enumerate(split.row_hashes()):
+                first = owner.setdefault(digest, name)
+                if first != name:
+                    raise SplitError(
+                        f"row {row} of {name} also stands in {first}. Remove duplicates before splitting."
+                    )
+
+    def items(self) -> tuple[tuple[str, Split], ...]:
+        """The splits with their names."""
+        return (
+            ("train", self.train),
+            ("calibration", self.calibration),
+            ("validation", self.validation),
+            ("test", self.test),
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 over every row and label of every split, in order."""
+        digest = hashlib.sha256()
+        for name, split in self.items():
+            digest.update(name.encode())
+            for row_hash in split.row_hashes():
+                digest.update(row_hash)
+            if split.labels is not None:
+                digest.update(np.ascontiguousarray(split.labels).tobytes())
+        return digest.hexdigest()

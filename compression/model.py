@@ -1,0 +1,57 @@
+"""The two forms that a model takes on its way through a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+import onnx
+from torch import nn
+
+from compression.signature import Signature
+
+
+class Form(StrEnum):
+    """Which of the two forms a pass takes or gives."""
+
+    TORCH = "torch"
+    ONNX = "onnx"
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A PyTorch module whose positional arguments are the signature's inputs, in order."""
+
+    module: nn.Module
+    signature: Signature
+
+    @property
+    def form(self) -> Form:
+        """The form, `torch`."""
+        return Form.TORCH
+
+    def weights_digest(self) -> str:
+        """Sha256 over the names, shapes and values of the state dict."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            array = tensor.detach().cpu().contiguous()
+            digest.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
+            digest.update(array.reshape(-1).numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX graph with the signature that it keeps whatever is done to its inside."""
+
+    proto: onnx.ModelProto
+    signature: Signature
+
+    @property
+    def form(self) -> Form:
+        """The form, `onnx`."""
+        return Form.ONNX
+
+
+Model = TorchModel | OnnxModel

@@ -1,0 +1,39 @@
+"""A recipe: the ordered passes that make one variant, with a canonical digest. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+RecipeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+class Step(BaseModel):
+    """One pass by its registered name, with settings that the pass validates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    pass_name: str = Field(alias="pass")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(BaseModel):
+    """An ordered list of passes. No steps at all is the reference itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: RecipeName
+    steps: tuple[Step, ...] = ()
+
+    def canonical(self) -> list[dict[str, Any]]:
+        """The steps as plain JSON, in order."""
+        return [step.model_dump(by_alias=True) for step in self.steps]
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the steps alone: two names for the same steps have the same digest."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Requests, time and traffic: protocol, routing, scheduling and metrics. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Models that Mipgate brings along, each one `ModelSpec` in a file of its own."""
