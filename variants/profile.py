@@ -1,0 +1,84 @@
+"""What belongs to variant x runtime x host: quality there, latency per batch size, load time, memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from math import exp, log
+
+from variants.quality import Estimate
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+_RANKING_BATCHES = (1, 8)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Percentiles of the time of one call, in milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Quality on the runtime that was measured.
+
+    Attributes:
+        validation: What selection reads.
+        test: What is only reported.
+        agreement: Share of test rows whose answer is the reference's.
+        max_abs_error: Largest difference from the reference's outputs on test.
+    """
+
+    validation: Estimate
+    test: Estimate
+    agreement: float
+    max_abs_error: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a variant does on one runtime of one host.
+
+    Attributes:
+        runtime: Name of the engine, such as `onnxruntime-cpu`.
+        precision: Arithmetic that floating operations run in: `f32` or `bf16`.
+        threads: Threads that one call may use.
+        load_s: Seconds to open a session.
+        memory_bytes: Resident memory that the session added to a fresh process.
+        latency_ms: Percentiles by batch size.
+        quality: Quality there.
+        taken: ISO 8601 time, UTC.
+    """
+
+    runtime: str
+    precision: str
+    threads: int
+    load_s: float
+    memory_bytes: int
+    latency_ms: dict[int, Latency]
+    quality: Quality
+    taken: str
+
+    def predict_ms(self, rows: int) -> float:
+        """Median time of a call with this many rows.
+
+        Between profiled batch sizes it is interpolated; beyond the largest it grows in proportion.
+        """
+        sizes = sorted(self.latency_ms)
+        if rows > sizes[-1]:
+            return self.latency_ms[sizes[-1]].p50 * rows / sizes[-1]
+        position = bisect_left(sizes, rows)
+        upper = sizes[position]
+        if upper == rows or position == 0:
+            return self.latency_ms[upper].p50
+        lower = sizes[position - 1]
+        share = (rows - lower) / (upper - lower)
+        return self.latency_ms[lower].p50 * (1 - share) + self.latency_ms[upper].p50 * share
+
+    def cost_ms(self, batch: int | None = None) -> float:
+        """Time per row that ranks runtimes: at the given batch size, else the geometric mean of 1 and 8."""
+        batches = (batch,) if batch else _RANKING_BATCHES
+        return exp(sum(log(self.predict_ms(size) / size) for size in batches) / len(batches))

@@ -1,0 +1,136 @@
+"""Measures one variant on one runtime, in a process of its own.
+
+A fresh process makes the memory figure mean something, and a runtime that crashes on an artifact costs
+this one profile. Run as `python -m variants.profiling JOB.json RESULT.json`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from compression.data import Split
+from compression.signature import Array
+from variants import document
+from variants.profile import BATCH_SIZES, Latency, Profile, Quality
+from variants.quality import METRICS, agreement, estimate, max_abs_error
+from variants.runtime import Runtime, Session, open_session
+from variants.samples import read_split
+
+_SECONDS_PER_BATCH_SIZE = 0.4
+_FEWEST_CALLS = 20
+_MOST_CALLS = 400
+_WARM_UP_CALLS = 5
+_QUALITY_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ProfilingJob:
+    """What to measure; all paths are of files that are already there.
+
+    Attributes:
+        artifact: The variant's ONNX file.
+        runtime: Where it runs.
+        metric: Name of the quality metric.
+        reference: The reference's ONNX file.
+        reference_runtime: Where the reference's outputs are defined.
+        validation: Labelled rows that selection reads.
+        test: Labelled rows that are only reported.
+    """
+
+    artifact: Path
+    runtime: Runtime
+    metric: str
+    reference: Path
+    reference_runtime: Runtime
+    validation: Path
+    test: Path
+
+
+def measure(job: ProfilingJob) -> Profile:
+    """Opens the artifact, times it and judges its answers.
+
+    Raises:
+        RuntimeUnavailableError: The runtime refuses the artifact.
+        ValueError: The outputs are not finite, or are not the reference's by name.
+    """
+    process = psutil.Process()
+    validation, test = read_split(job.validation), read_split(job.test)
+    first_row = validation.take(slice(0, 1)).inputs
+    before = process.memory_info().rss
+    started = time.perf_counter()
+    session = open_session(job.artifact, job.runtime)
+    load_s = time.perf_counter() - started
+    session.run(first_row)
+    memory = max(0, process.memory_info().rss - before)
+    latency = {size: time_batch(session, repeat_rows(test, size)) for size in BATCH_SIZES}
+    reference = open_session(job.reference, job.reference_runtime)
+    return Profile(
+        runtime=job.runtime.engine,
+        precision=job.runtime.precision,
+        threads=job.runtime.threads,
+        load_s=load_s,
+        memory_bytes=memory,
+        latency_ms=latency,
+        quality=_judge(job, session, reference, validation, test),
+        taken=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def time_batch(session: Session, batch: Mapping[str, Array]) -> Latency:
+    """Percentiles of the time of one call with this batch, in milliseconds."""
+    for _ in range(_WARM_UP_CALLS):
+        session.run(batch)
+    times: list[float] = []
+    end = time.perf_counter() + _SECONDS_PER_BATCH_SIZE
+    while len(times) < _FEWEST_CALLS or (time.perf_counter() < end and len(times) < _MOST_CALLS):
+        started = time.perf_counter()
+        session.run(batch)
+        times.append((time.perf_counter() - started) * 1e3)
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    return Latency(round(float(p50), 5), round(float(p95), 5), round(float(p99), 5))
+
+
+def repeat_rows(split: Split, size: int) -> dict[str, Array]:
+    """A batch of exactly `size` rows, real ones, repeated when the split is shorter."""
+    rows = np.arange(size) % len(split)
+    return dict(split.take(rows).inputs)
+
+
+def predict(session: Session, split: Split) -> dict[str, Array]:
+    """Outputs for every row of a split, by name."""
+    parts = [session.run(batch) for batch in split.batches(_QUALITY_BATCH)]
+    columns = zip(*parts, strict=True)
+    return {name: np.concatenate(column) for name, column in zip(session.output_names, columns, strict=True)}
+
+
+def _judge(
+    job: ProfilingJob, session: Session, reference: Session, validation: Split, test: Split
+) -> Quality:
+    metric = METRICS[job.metric]
+    estimates, on_test = [], {}
+    for split in (validation, test):
+        ours, theirs = predict(session, split), predict(reference, split)
+        if broken := [name for name, array in ours.items() if not np.isfinite(array).all()]:
+            raise ValueError(f'output "{broken[0]}" holds values that are not finite on {job.runtime}')
+        labels = split.labels if split.labels is not None else next(iter(theirs.values())).argmax(axis=-1)
+        estimates.append(estimate(metric, ours, theirs, labels))
+        on_test = {"agreement": agreement(ours, theirs), "max_abs_error": max_abs_error(ours, theirs)}
+    return Quality(validation=estimates[0], test=estimates[1], **on_test)
+
+
+def main() -> None:
+    """Reads the job, writes the profile."""
+    job_path, result_path = map(Path, sys.argv[1:])
+    document.write(result_path, measure(document.read(ProfilingJob, job_path)))
+
+
+if __name__ == "__main__":
+    main()

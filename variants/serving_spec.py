@@ -1,0 +1,63 @@
+"""What serving needs to know of a registered model. Torch-free; published as JSON in the catalog."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compression.signature import Signature
+
+
+@dataclass(frozen=True)
+class TierSpec:
+    """A level of service that a request can ask for by name.
+
+    Attributes:
+        name: `accurate`, `balanced`, `fast`, or a name of the model's own.
+        min_quality_ratio: Floor on a variant's quality over the reference's.
+        deadline_ms: Deadline of a request that gives none, in milliseconds from its arrival.
+    """
+
+    name: str
+    min_quality_ratio: float
+    deadline_ms: float
+
+
+# The first two floors are MLPerf's accuracy gates.
+DEFAULT_TIERS = (
+    TierSpec("accurate", min_quality_ratio=0.999, deadline_ms=500),
+    TierSpec("balanced", min_quality_ratio=0.99, deadline_ms=200),
+    TierSpec("fast", min_quality_ratio=0.97, deadline_ms=100),
+)
+
+
+@dataclass(frozen=True)
+class ServingSpec:
+    """What the gateway reads of a model.
+
+    Attributes:
+        model: The registered name.
+        signature: Inputs and outputs.
+        metric: Name of the quality metric in `variants.quality.METRICS`.
+        reference: The recipe that all others are measured against.
+        tiers: Levels of service.
+        default_tier: The tier of a request that names none.
+        degrade_floor: Lowest quality ratio that a request may sink to when it allows degrading.
+        allow_non_finite: Whether inputs may hold NaN and infinities.
+        profile_batch: Batch size that decides which runtime serves; None for 1 and 8 together.
+        description: One line for people.
+    """
+
+    model: str
+    signature: Signature
+    metric: str
+    reference: str
+    tiers: tuple[TierSpec, ...] = DEFAULT_TIERS
+    default_tier: str = "balanced"
+    degrade_floor: float = 0.95
+    allow_non_finite: bool = False
+    profile_batch: int | None = None
+    description: str = ""
+
+    def tier(self, name: str) -> TierSpec | None:
+        """The tier of this name, or None."""
+        return next((tier for tier in self.tiers if tier.name == name), None)
