@@ -12,10 +12,10 @@ from torch import nn
 
 from compression.data import Splits
 from compression.model import Form, Model, OnnxModel, TorchModel
+from compression.training import Report as Report
 from compression.training import Training
 
 Facts = dict[str, Any]
-Report = Callable[[str, float], None]
 
 
 class CompressionError(Exception):

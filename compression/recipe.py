@@ -37,3 +37,8 @@ class Recipe(BaseModel):
         """Sha256 of the steps alone: two names for the same steps have the same digest."""
         text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def step(pass_name: str, **settings: Any) -> Step:
+    """A step in one line: `step("distill", temperature=4.0)`."""
+    return Step.model_validate({"pass": pass_name, "settings": settings})

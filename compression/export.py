@@ -1,0 +1,139 @@
+"""From the torch form to the ONNX form, once for every recipe."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from compression.base import CompressionError
+from compression.chatter import quiet
+from compression.model import OnnxModel, TorchModel
+from compression.signature import Signature, TensorSpec
+
+# The newest opset that the exporter writes without a version conversion; onnxruntime and OpenVINO take it.
+OPSET = 18
+# An example of one row would make the exporter believe that the batch is always one.
+EXAMPLE_LENGTH = 2
+
+
+class ExportError(CompressionError):
+    """A module cannot be written as ONNX with the signature that it claims."""
+
+
+def export(model: TorchModel) -> OnnxModel:
+    """Writes a module as an ONNX graph whose symbolic axes, the batch first, take any length.
+
+    The graph holds no trace of the machine that wrote it: source paths and node metadata are removed, so
+    equal weights give equal bytes.
+
+    Raises:
+        ExportError: The module cannot be traced, or its inputs and outputs are not the signature's.
+    """
+    module = copy.deepcopy(model.module).eval()
+    signature = model.signature
+    names = [spec.name for spec in signature.inputs]
+    dims = {axis: torch.export.Dim(axis) for spec in signature.inputs for axis in _symbolic(spec).values()}
+    shapes = tuple(
+        {position: dims[axis] for position, axis in _symbolic(spec).items()} for spec in signature.inputs
+    )
+    try:
+        with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"):
+            # torch's own tracer calls what torch deprecates; nothing here can be changed about it.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                _examples(signature, module),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=names,
+                output_names=[spec.name for spec in signature.outputs],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(f"the module cannot be exported: {_first_line(error)}") from error
+    assert program is not None  # dynamo=True always returns one
+    proto = program.model_proto
+    _forget_origin(proto.graph)
+    check_signature(proto, signature)
+    onnx.checker.check_model(proto, full_check=True)
+    return OnnxModel(proto, signature)
+
+
+def check_signature(proto: onnx.ModelProto, signature: Signature) -> None:
+    """Checks that a graph takes and gives exactly what the signature says.
+
+    Raises:
+        ExportError: A name, dtype or shape differs, or a symbolic axis became fixed.
+    """
+    for kind, values, specs in (
+        ("input", proto.graph.input, signature.inputs),
+        ("output", proto.graph.output, signature.outputs),
+    ):
+        if [value.name for value in values] != [spec.name for spec in specs]:
+            raise ExportError(
+                f"the graph's {kind}s are {[value.name for value in values]}; the signature says "
+                f"{[spec.name for spec in specs]}. Make the signature name what the module takes and returns."
+            )
+        for value, spec in zip(values, specs, strict=True):
+            _check_tensor(kind, value, spec)
+
+
+def _check_tensor(kind: str, value: onnx.ValueInfoProto, spec: TensorSpec) -> None:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    if dtype != spec.dtype:
+        raise ExportError(f'{kind} "{spec.name}" is {dtype}; the signature says {spec.dtype}. Change either.')
+    dims = tensor.shape.dim
+    given = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
+    if given != spec.wire_shape:
+        raise ExportError(
+            f'{kind} "{spec.name}" has shape {given}; the signature says {spec.wire_shape} (-1 takes any '
+            "length). Change the signature, or what fixes the axis in the module."
+        )
+
+
+def _symbolic(spec: TensorSpec) -> dict[int, str]:
+    return {position: axis for position, axis in enumerate(spec.shape) if isinstance(axis, str)}
+
+
+def _examples(signature: Signature, module: torch.nn.Module) -> tuple[Tensor, ...]:
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    axes = dict.fromkeys(
+        (axis for spec in signature.inputs for axis in _symbolic(spec).values()), EXAMPLE_LENGTH
+    )
+    # Two axes of one length would be taken for one and the same.
+    lengths = {axis: length + index for index, (axis, length) in enumerate(axes.items())}
+    return tuple(
+        torch.ones(
+            [lengths[axis] if isinstance(axis, str) else axis for axis in spec.shape],
+            dtype=getattr(torch, spec.dtype),
+            device=device,
+        )
+        for spec in signature.inputs
+    )
+
+
+def _forget_origin(graph: onnx.GraphProto) -> None:
+    keepers: list[Any] = [graph, *graph.node, *graph.initializer, *graph.value_info]
+    for holder in [*keepers, *graph.input, *graph.output]:
+        holder.ClearField("metadata_props")
+        holder.ClearField("doc_string")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _forget_origin(attribute.g)
+
+
+def _first_line(error: Exception) -> str:
+    """The root cause in a line: the exporter's own messages fill a page."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(cause).strip() or str(error)
+    return f"{type(cause).__name__}: {text.splitlines()[0] if text else ''}"

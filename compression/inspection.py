@@ -1,0 +1,228 @@
+"""What is inside an ONNX artifact: parameters, operations and number formats, counted on the graph itself.
+
+Torch-free. Works on plain, float16, QDQ, QLinear and dynamically quantized graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compression.base import CompressionError
+from compression.model import OnnxModel
+from compression.signature import Array
+
+FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+
+
+class InspectionError(CompressionError):
+    """A count cannot be established on this graph."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where an operator keeps quantized weights and what belongs to their encoding.
+
+    Attributes:
+        weights: Position of each quantized weight or bias -> position of its zero point, -1 for none.
+        encoding: Positions of scales and zero points.
+    """
+
+    weights: Mapping[int, int]
+    encoding: frozenset[int]
+
+
+_LAYOUTS = {
+    "QuantizeLinear": _Layout({}, frozenset({1, 2})),
+    "DequantizeLinear": _Layout({0: 2}, frozenset({1, 2})),
+    "MatMulInteger": _Layout({1: 3}, frozenset({2, 3})),
+    "ConvInteger": _Layout({1: 3}, frozenset({2, 3})),
+    "QLinearConv": _Layout({3: 5, 8: -1}, frozenset({1, 2, 4, 5, 6, 7})),
+    "QLinearMatMul": _Layout({3: 5}, frozenset({1, 2, 4, 5, 6, 7})),
+    "QGemm": _Layout({3: 5, 6: -1}, frozenset({1, 2, 4, 5, 7, 8})),
+    "DynamicQuantizeMatMul": _Layout({1: 3}, frozenset({2, 3})),
+    "MatMulIntegerToFloat": _Layout({1: 5}, frozenset({2, 3, 4, 5})),
+}
+
+# Operators that hold nearly all arithmetic -> positions of their data and their weight.
+_HEAVY = {
+    "Conv": (0, 1),
+    "ConvTranspose": (0, 1),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "MatMulInteger": (0, 1),
+    "ConvInteger": (0, 1),
+    "QLinearConv": (0, 3),
+    "QLinearMatMul": (0, 3),
+    "QGemm": (0, 3),
+    "DynamicQuantizeMatMul": (0, 1),
+    "MatMulIntegerToFloat": (0, 1),
+}
+_FLOAT_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
+
+def parameters(model: OnnxModel) -> int:
+    """How many weights the graph stores: a float or an int8 weight is one, scales and shapes are none."""
+    return sum(array.size for array, _ in _weights(model))
+
+
+def nonzero_parameters(model: OnnxModel) -> int:
+    """How many stored weights are not zero, an integer weight being zero at its zero point."""
+    return sum(int(np.count_nonzero(array != zero)) for array, zero in _weights(model))
+
+
+def weights_by_dtype(model: OnnxModel) -> dict[str, int]:
+    """How many weights are stored in each number format, such as `{"int8": 126000, "float32": 10}`."""
+    count: Counter[str] = Counter()
+    for array, _ in _weights(model):
+        count[array.dtype.name] += array.size
+    return dict(count)
+
+
+def heavy_operators(model: OnnxModel) -> dict[str, int]:
+    """How many operators of each type do matrix products or convolutions, in any number format."""
+    return dict(Counter(node.op_type for node in _nodes(model.proto) if node.op_type in _HEAVY))
+
+
+def quantized_operators(model: OnnxModel) -> dict[str, int]:
+    """How many of those compute on integers: integer types, and float types between DequantizeLinear."""
+    return dict(Counter(node.op_type for node in _nodes(model.proto) if _is_quantized(node)))
+
+
+def flops(model: OnnxModel, axes: Mapping[str, int] | None = None) -> int:
+    """Floating or integer operations for one row: twice the multiply-adds of all heavy operators.
+
+    Args:
+        model: The artifact.
+        axes: Lengths of symbolic axes other than `batch`, such as `{"sequence": 128}`.
+
+    Raises:
+        InspectionError: A symbolic axis has no length, or a shape cannot be inferred.
+    """
+    proto = _with_fixed_axes(model, {"batch": 1, **(axes or {})})
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    return 2 * sum(_multiply_adds(node) for node in _nodes(inferred) if node.op_type in _HEAVY)
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[ir.Node]:
+    return iter(ir.from_proto(proto).graph.all_nodes())
+
+
+def _weights(model: OnnxModel) -> Iterator[tuple[Array, Array | int]]:
+    """Every stored weight with the value that means zero, of a shape that broadcasts to it."""
+    for value in _constants(ir.from_proto(model.proto)):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        if tensor.dtype in FLOATS:
+            # A scalar is a constant of the formula, such as an epsilon, not something learned.
+            if len(tensor.shape) > 0 and not _is_encoding(value):
+                yield tensor.numpy(), 0
+            continue
+        for node, position in value.uses():
+            layout = _LAYOUTS.get(node.op_type)
+            if layout is not None and position in layout.weights:
+                yield tensor.numpy(), _zero_point(node, layout.weights[position], tensor.numpy().ndim)
+                break
+
+
+def _constants(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+        for node in graph:
+            if node.op_type == "Constant" and "value" in node.attributes:
+                value = node.outputs[0]
+                value.const_value = node.attributes["value"].as_tensor()
+                yield value
+
+
+def _is_encoding(value: ir.Value) -> bool:
+    uses = value.uses()
+    return bool(uses) and all(_encodes(node, position) for node, position in uses)
+
+
+def _encodes(node: ir.Node, position: int) -> bool:
+    if node.op_type in _LAYOUTS:
+        return position in _LAYOUTS[node.op_type].encoding
+    if node.op_type != "Mul":
+        return False
+    # Dynamic quantization multiplies the weight's scale with the scale that it measured on the input.
+    other = node.inputs[1 - position]
+    producer = None if other is None else other.producer()
+    return producer is not None and producer.op_type == "DynamicQuantizeLinear"
+
+
+def _zero_point(node: ir.Node, position: int, rank: int) -> Array | int:
+    value = _input(node, position)
+    if value is None or value.const_value is None:
+        return 0
+    zero = value.const_value.numpy()
+    if zero.size == 1:
+        return zero.reshape(())
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    if node.op_type != "DequantizeLinear":
+        axis = 0 if "Conv" in node.op_type else rank - 1
+    return zero.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
+
+
+def _input(node: ir.Node, position: int) -> ir.Value | None:
+    return node.inputs[position] if 0 <= position < len(node.inputs) else None
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    if node.op_type not in _HEAVY:
+        return False
+    if node.op_type not in _FLOAT_HEAVY:
+        return True
+    operands = [_input(node, position) for position in _HEAVY[node.op_type]]
+    producers = [None if operand is None else operand.producer() for operand in operands]
+    return all(node is not None and node.op_type == "DequantizeLinear" for node in producers)
+
+
+def _with_fixed_axes(model: OnnxModel, axes: Mapping[str, int]) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    # What was inferred earlier is in terms of the symbolic axes.
+    del proto.graph.value_info[:]
+    for value, spec in zip(proto.graph.input, model.signature.inputs, strict=True):
+        for dim, axis in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
+            if axis not in axes and isinstance(axis, str):
+                raise InspectionError(f'axis "{axis}" has no length. Give one in `axes`.')
+            dim.dim_value = axes[axis] if isinstance(axis, str) else axis
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return proto
+
+
+def _multiply_adds(node: ir.Node) -> int:
+    data_position, weight_position = _HEAVY[node.op_type]
+    data, weight = _shape(node, data_position), _shape(node, weight_position)
+    if node.op_type == "ConvTranspose":
+        return math.prod(data) * math.prod(weight[1:])
+    if "Conv" in node.op_type:
+        return math.prod(_known(node, node.outputs[0])) * math.prod(weight[1:])
+    transposed = "transA" in node.attributes and node.attributes["transA"].as_int() == 1
+    inner = data[-2] if transposed else data[-1]
+    return math.prod(_known(node, node.outputs[0])) * inner
+
+
+def _shape(node: ir.Node, position: int) -> list[int]:
+    return _known(node, _input(node, position))
+
+
+def _known(node: ir.Node, value: ir.Value | None) -> list[int]:
+    if value is not None and value.const_value is not None:
+        return list(value.const_value.numpy().shape)
+    shape = None if value is None else value.shape
+    if shape is None or not all(isinstance(dim, int) for dim in shape):
+        raise InspectionError(
+            f'a shape at {node.op_type} "{node.name}" cannot be inferred. Build the graph of standard '
+            "operators, or with shapes that follow from its inputs."
+        )
+    return [int(dim) for dim in shape if isinstance(dim, int)]
