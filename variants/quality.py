@@ -88,12 +88,13 @@ def _squared_error(outputs: Outputs, labels: Array) -> Floats:
     error = first_output(outputs).astype(np.float64).reshape(len(labels), -1) - labels.reshape(
         len(labels), -1
     )
-    squared: Floats = np.square(error)
-    return squared.mean(axis=1).reshape(-1, 1)
+    squared: Floats = np.square(error).mean(axis=1, keepdims=True)
+    return squared
 
 
 def _only(means: Floats) -> Floats:
-    return np.take(means, 0, axis=-1)
+    only: Floats = np.take(means, 0, axis=-1)
+    return only
 
 
 METRICS: dict[str, Metric] = {

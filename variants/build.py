@@ -1,0 +1,216 @@
+"""Turns a spec into variants: prepare, compress, verify, score, publish, profile, and put on the card.
+
+The parent stays small and imports no torch: each variant is compressed in a child process, so that a crash
+or an out-of-memory costs that variant and says so. Artifacts are published as they are finished, which
+makes an interrupted build resumable; the card that makes them visible is published once, at the end.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from variants.build_job import GOLDEN_FILE, Job, Outcome, Planned, Prepared, Result
+from variants.card import Card, Entry, Failure
+from variants.catalog import (
+    MODEL_FILE,
+    SAMPLES_FILE,
+    VALIDATION_FILE,
+    Catalog,
+    DamagedArtifactError,
+    ModelNotFoundError,
+    StoredVariant,
+    sha256,
+)
+from variants.home import subfolder
+from variants.host import Host
+from variants.profiler import Bench, Measurements, profile_variants
+from variants.progress import Reporter, for_task
+from variants.variant import Life, Status, Variant, VariantId
+from variants.worker import WorkerError, run
+
+_PREPARE = "prepare"
+_WORKER = "variants.build_worker"
+
+
+class BuildError(Exception):
+    """The build as a whole failed; nothing was published."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build did.
+
+    Attributes:
+        card: The model's card afterwards.
+        fresh: Recipes that were built now.
+        cached: Recipes that were found in the store by their build key.
+        failures: Why the others have no artifact, by recipe.
+    """
+
+    card: Card
+    fresh: list[str]
+    cached: list[str]
+    failures: dict[str, Failure]
+
+
+def build(
+    spec_name: str,
+    catalog: Catalog,
+    host: Host,
+    progress: Reporter,
+    *,
+    recipes: Sequence[str] = (),
+    jobs: int = 1,
+) -> Built:
+    """Builds a model's recipes and publishes what came out.
+
+    Args:
+        spec_name: A model of the zoo, or `module:attribute`.
+        catalog: Where variants are published.
+        host: This host, which they are profiled on.
+        progress: Receives the progress.
+        recipes: Only these, and the reference; empty for all of the spec's.
+        jobs: How many variants are compressed side by side.
+
+    Raises:
+        BuildError: The spec is wrong, or the reference could not be built.
+    """
+    with tempfile.TemporaryDirectory(dir=subfolder("work")) as work:
+        folder = Path(work)
+        prepared = _prepare(spec_name, tuple(recipes), folder, progress)
+        builds = _Builds(spec_name, prepared, catalog, folder, progress)
+        builds.run(jobs)
+        card = _publish_card(catalog, prepared, builds, host, folder, progress)
+    return Built(card, builds.fresh, builds.cached, builds.failures)
+
+
+class _Builds:
+    """The variants of one build on their way into the store."""
+
+    def __init__(
+        self, spec_name: str, prepared: Prepared, catalog: Catalog, folder: Path, progress: Reporter
+    ) -> None:
+        self.spec_name = spec_name
+        self.prepared = prepared
+        self.catalog = catalog
+        self.folder = folder
+        self.progress = progress
+        self.stored: dict[str, StoredVariant] = {}
+        self.failures: dict[str, Failure] = {}
+        self.fresh: list[str] = []
+        self.cached: list[str] = []
+
+    def id(self, plan: Planned) -> VariantId:
+        """The identity of what a plan builds."""
+        return VariantId(self.prepared.spec.model, plan.recipe, plan.build)
+
+    def run(self, jobs: int) -> None:
+        """Finds or builds every plan, `jobs` at a time."""
+        with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+            for future in [pool.submit(self._one, plan) for plan in self.prepared.plans]:
+                future.result()
+        reference = self.prepared.spec.reference
+        if failure := self.failures.get(reference):
+            raise BuildError(f'the reference "{reference}" was not built: {failure.reason}')
+
+    def _one(self, plan: Planned) -> None:
+        try:
+            self.stored[plan.recipe] = self.catalog.open(self.id(plan))
+        except DamagedArtifactError:
+            self._compress(plan)
+        else:
+            self.cached.append(plan.recipe)
+            self.progress.finish(plan.recipe, f"cached {plan.build}")
+
+    def _compress(self, plan: Planned) -> None:
+        folder = self.folder / plan.recipe
+        folder.mkdir()
+        job = Job(self.spec_name, folder, recipe=plan.recipe)
+        try:
+            outcome = run(_WORKER, job, Result, folder, for_task(self.progress, plan.recipe)).outcome
+        except WorkerError as error:
+            outcome = Outcome(failed=str(error))
+        if outcome is None or outcome.scorecard is None:
+            self._fail(plan, outcome or Outcome(failed="the build's process reported nothing"))
+            return
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        variant = Variant(self.id(plan), plan.steps, plan.lineage, created)
+        files = {name: folder / name for name in (MODEL_FILE, GOLDEN_FILE)}
+        self.stored[plan.recipe] = self.catalog.publish(variant, outcome.scorecard, files)
+        self.fresh.append(plan.recipe)
+        self.progress.finish(plan.recipe, f"built {plan.build}, {outcome.scorecard.bytes:,} bytes")
+
+    def _fail(self, plan: Planned, outcome: Outcome) -> None:
+        status = Status.SKIPPED if outcome.skipped else Status.FAILED
+        reason = outcome.skipped or outcome.failed or "no reason was given"
+        self.failures[plan.recipe] = Failure(status, reason)
+        self.progress.finish(plan.recipe, f"{status.value}: {reason}")
+
+
+def _prepare(spec_name: str, recipes: tuple[str, ...], folder: Path, progress: Reporter) -> Prepared:
+    job = Job(spec_name, folder, only=recipes)
+    try:
+        prepared = run(_WORKER, job, Result, folder, for_task(progress, _PREPARE)).prepared
+    except WorkerError as error:
+        raise BuildError(f"{spec_name} cannot be prepared: {error}") from error
+    if prepared is None:
+        raise BuildError(f"{spec_name} cannot be prepared: its process reported nothing")
+    progress.finish(_PREPARE, "reference and data are ready")
+    return prepared
+
+
+def _publish_card(
+    catalog: Catalog, prepared: Prepared, builds: _Builds, host: Host, folder: Path, progress: Reporter
+) -> Card:
+    """Profiles what has no profile of this host, then publishes the card if anything changed."""
+    model = prepared.spec.model
+    with catalog.lock(model):
+        try:
+            before: Card | None = catalog.card(model)
+        except ModelNotFoundError:
+            before = None
+        card = _with_entries(before or Card(prepared.spec), prepared, builds)
+        measured = _profile_missing(card, builds, host, folder, progress)
+        card = card.with_profiles(host, measured.profiles, measured.refusals)
+        if before is None or card != before or not _same_data(catalog, model, folder):
+            catalog.register(card, folder / SAMPLES_FILE, folder / VALIDATION_FILE)
+    return card
+
+
+def _with_entries(card: Card, prepared: Prepared, builds: _Builds) -> Card:
+    """The first build of a model releases its variants; later ones arrive as candidates."""
+    first_life = Life.CANDIDATE if card.is_released else Life.RELEASED
+    card = Card(prepared.spec, card.entries, card.hosts)
+    for plan in prepared.plans:
+        failure = builds.failures.get(plan.recipe)
+        known = next((entry for entry in card.entries if entry.id == builds.id(plan)), None)
+        if known is None or known.failure != failure:
+            life = Life.CANDIDATE if failure else first_life
+            card = card.with_entry(Entry(builds.id(plan), life, plan.steps, failure))
+    return card
+
+
+def _profile_missing(
+    card: Card, builds: _Builds, host: Host, folder: Path, progress: Reporter
+) -> Measurements:
+    known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
+    missing = [item for item in builds.stored.values() if item.variant.id.version not in known]
+    if not missing:
+        return Measurements()
+    reference = builds.stored[builds.prepared.spec.reference]
+    bench = Bench(
+        card.spec.metric, reference, validation=folder / VALIDATION_FILE, test=folder / SAMPLES_FILE
+    )
+    return profile_variants(bench, missing, host, progress)
+
+
+def _same_data(catalog: Catalog, model: str, folder: Path) -> bool:
+    return all(
+        sha256(catalog.card_file(model, name)) == sha256(folder / name)
+        for name in (SAMPLES_FILE, VALIDATION_FILE)
+    )

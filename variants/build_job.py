@@ -1,0 +1,79 @@
+"""What a build's parent and its child processes tell each other. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from variants.scorecard import Scorecard
+from variants.serving_spec import ServingSpec
+from variants.variant import Lineage
+
+GOLDEN_FILE = "golden.npz"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child is to do.
+
+    Attributes:
+        spec: Name of the spec, as `load_spec` takes it.
+        folder: Where it leaves files.
+        recipe: The recipe to build, or None to prepare.
+        only: Recipes that `prepare` plans; empty for all.
+    """
+
+    spec: str
+    folder: Path
+    recipe: str | None = None
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe with its build key."""
+
+    recipe: str
+    steps: list[dict[str, Any]]
+    lineage: Lineage
+    build: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the parent needs to know of a model; `samples.npz` and `validation.npz` lie beside it."""
+
+    spec: ServingSpec
+    plans: list[Planned]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one variant's build ended.
+
+    Attributes:
+        scorecard: Its figures when it was built.
+        skipped: Why the recipe cannot be applied to this model, or None.
+        failed: Why it failed, or None.
+    """
+
+    scorecard: Scorecard | None = None
+    skipped: str | None = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a child wrote."""
+
+    prepared: Prepared | None = None
+    outcome: Outcome | None = None
+
+
+def build_key(lineage: Lineage) -> str:
+    """The first 12 hex digits of the digest of everything that a build depends on."""
+    text = json.dumps(asdict(lineage), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,139 @@
+"""What a build's child processes do: prepare a model's reference and data, or compress one variant.
+
+Run as `python -m variants.build_worker JOB.json RESULT.json`; `variants.build` is the parent.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from compression.base import CompressionError, PassContext, PassRefusedError
+from compression.data import Splits
+from compression.inspection import count
+from compression.model import Form, TorchModel
+from compression.pipeline import Compressed, compress, pass_versions
+from compression.recipe import Recipe
+from compression.registry import PASSES
+from variants import document
+from variants.build_job import GOLDEN_FILE, Job, Outcome, Planned, Prepared, Result, build_key
+from variants.catalog import MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE, sha256
+from variants.host import installed_version, this_host
+from variants.parity import ParityError, verify
+from variants.profiling import predict
+from variants.reference import reference_model
+from variants.runtime import open_session, reference_runtime
+from variants.samples import write_split
+from variants.scorecard import Scorecard
+from variants.spec import ModelSpec, load_spec
+from variants.variant import Lineage
+from variants.worker import report_to_parent
+
+_GOLDEN_ROWS = 16
+_PARITY_ROWS = 64
+
+# Libraries whose version can change an artifact.
+_SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning")
+
+
+def prepare(job: Job) -> Prepared:
+    """Loads the data, trains or finds the reference, and plans every recipe."""
+    spec = load_spec(job.spec)
+    splits = spec.splits()
+    write_split(job.folder / SAMPLES_FILE, splits.test)
+    write_split(job.folder / VALIDATION_FILE, splits.validation)
+    reference = reference_model(spec, splits, report_to_parent)
+    source = reference.weights_digest()
+    for name in job.only:
+        spec.recipe(name)  # an unknown name is an error before anything is built
+    wanted = [r for r in spec.recipes if not job.only or r.name in (*job.only, spec.reference)]
+    return Prepared(spec.serving_spec(), [_plan(spec, splits, source, recipe) for recipe in wanted])
+
+
+def build_variant(job: Job, recipe_name: str) -> Outcome:
+    """Compresses, exports, reloads, verifies and scores one variant."""
+    started = time.perf_counter()
+    spec = load_spec(job.spec)
+    splits = spec.splits()
+    reference = reference_model(spec, splits, report_to_parent)
+    recipe = spec.recipe(recipe_name)
+    context = PassContext(splits, reference, spec.student, spec.training, spec.seed, report_to_parent)
+    try:
+        compressed = compress(recipe, reference, context)
+        path = job.folder / MODEL_FILE
+        onnx.save_model(compressed.artifact.proto, path)
+        parity = verify(
+            path,
+            reference_runtime(this_host()),
+            spec.signature,
+            splits.calibration.take(slice(0, _PARITY_ROWS)),
+            _exported(recipe, compressed),
+        )
+    except PassRefusedError as error:
+        return Outcome(skipped=str(error))
+    except (CompressionError, ParityError) as error:
+        return Outcome(failed=str(error))
+    _write_golden(job.folder, splits)
+    return Outcome(scorecard=_score(path, compressed, parity, time.perf_counter() - started))
+
+
+def _plan(spec: ModelSpec, splits: Splits, source: str, recipe: Recipe) -> Planned:
+    lineage = Lineage(
+        source=source,
+        data=splits.digest,
+        recipe=recipe.digest,
+        passes=pass_versions(recipe),
+        libraries={name: installed_version(name) or "missing" for name in _SHAPING},
+        seed=spec.seed,
+    )
+    return Planned(recipe.name, recipe.canonical(), lineage, build_key(lineage))
+
+
+def _exported(recipe: Recipe, compressed: Compressed) -> TorchModel | None:
+    """The module that the artifact must equal: none when a pass changed the graph after the export."""
+    touched = any(PASSES[step.pass_name].gives is Form.ONNX for step in recipe.steps)
+    return None if touched else compressed.torch_model
+
+
+def _write_golden(folder: Path, splits: Splits) -> None:
+    """Real rows with the outputs that this artifact gave for them where it was built."""
+    rows = splits.calibration.take(slice(0, _GOLDEN_ROWS))
+    outputs = predict(open_session(folder / MODEL_FILE, reference_runtime(this_host())), rows)
+    arrays = {f"input:{name}": array for name, array in rows.inputs.items()}
+    arrays |= {f"output:{name}": array for name, array in outputs.items()}
+    with (folder / GOLDEN_FILE).open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _score(path: Path, compressed: Compressed, parity: dict[str, float], seconds: float) -> Scorecard:
+    counts = count(compressed.artifact)
+    return Scorecard(
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+        parameters=counts.parameters,
+        nonzero_parameters=counts.nonzero_parameters,
+        flops=counts.flops,
+        build_seconds=round(seconds, 3),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        invariants=[*compressed.facts, {"check": "parity", **parity}],
+    )
+
+
+def main() -> None:
+    """Reads the job, does it, writes the result."""
+    job_path, result_path = map(Path, sys.argv[1:])
+    job = document.read(Job, job_path)
+    if job.recipe is None:
+        result = Result(prepared=prepare(job))
+    else:
+        result = Result(outcome=build_variant(job, job.recipe))
+    document.write(result_path, result)
+
+
+if __name__ == "__main__":
+    main()

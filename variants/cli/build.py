@@ -1,0 +1,39 @@
+"""`mipgate build`."""
+
+from __future__ import annotations
+
+import click
+
+from variants.assessment import assess_model
+from variants.build import build
+from variants.catalog import Catalog
+from variants.cli.show import print_model
+from variants.host import this_host
+from variants.progress import reporter
+
+
+@click.command(name="build")
+@click.argument("model")
+@click.option("--recipe", "recipes", multiple=True, metavar="NAME", help="Build only this one; repeatable.")
+@click.option("--jobs", default=1, show_default=True, metavar="N", help="Variants compressed side by side.")
+@click.option("--quiet", is_flag=True, help="Do not print the table at the end.")
+def command(model: str, recipes: tuple[str, ...], jobs: int, quiet: bool) -> None:
+    """Build, score, profile and publish the variants of MODEL.
+
+    MODEL is a name of the zoo, or your own spec as package.module:ATTRIBUTE. What has not changed since the
+    last build is found in the store and not built again.
+
+    Example: mipgate build digits --recipe int8-static --jobs 2
+    """
+    catalog, host = Catalog(), this_host()
+    with reporter() as progress:
+        built = build(model, catalog, host, progress, recipes=recipes, jobs=jobs)
+    name = built.card.spec.model
+    if not quiet:
+        card, standings = assess_model(catalog, name, host)
+        print_model(card, standings, host)
+    counts = f"{len(built.fresh)} built, {len(built.cached)} cached, {len(built.failures)} not built"
+    click.echo(f"{name}: {counts}", err=True)
+    failed = [recipe for recipe, failure in built.failures.items() if failure.status == "failed"]
+    if failed:
+        raise click.ClickException(f"{', '.join(failed)} failed; the table above says why.")

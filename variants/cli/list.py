@@ -1,0 +1,42 @@
+"""`mipgate list`."""
+
+from __future__ import annotations
+
+import click
+
+from variants.assessment import assess_model, describe
+from variants.catalog import Catalog
+from variants.cli.output import json_option, print_json, print_table
+from variants.cli.show import print_model
+from variants.host import this_host
+
+
+@click.command(name="list")
+@click.argument("model", required=False)
+@json_option
+def command(model: str | None, as_json: bool) -> None:
+    """List the registered models, or the variants of MODEL.
+
+    Example: mipgate list digits
+    """
+    catalog, host = Catalog(), this_host()
+    names = [model] if model else catalog.models()
+    assessed = {name: assess_model(catalog, name, host) for name in names}
+    if as_json:
+        print_json([describe(card, standings, host) for card, standings in assessed.values()])
+    elif model:
+        print_model(*assessed[model], host)
+    elif not names:
+        click.echo("no models are registered. Run `mipgate build digits` to make the first.")
+    else:
+        rows = [
+            [
+                name,
+                card.spec.metric,
+                str(len(standings)),
+                str(sum(s.routable for s in standings)),
+                card.spec.description,
+            ]
+            for name, (card, standings) in assessed.items()
+        ]
+        print_table(["model", "metric", "variants>", "routed>", ""], rows)

@@ -1,0 +1,40 @@
+"""Tables for people and JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+json_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for programs."
+)
+
+
+def print_json(document: Any) -> None:
+    """Prints a document as indented JSON."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Prints a table; columns whose title ends in a space's worth of `>` are flush right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table, soft_wrap=not console.is_terminal)
+
+
+def human_bytes(count: float) -> str:
+    """`123 B`, `1.2 KB`, `3.4 MB`: decimal units."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,128 @@
+"""Profiles variants on this host: each on every runtime, one at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+from variants.card import Card
+from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog, CatalogError, StoredVariant
+from variants.home import subfolder
+from variants.host import Host
+from variants.profile import Profile
+from variants.profiling import ProfilingJob
+from variants.progress import Reporter
+from variants.runtime import Runtime, available_runtimes, reference_runtime
+from variants.worker import WorkerError, run
+
+log = logging.getLogger("mipgate.profiler")
+
+
+@dataclass
+class Measurements:
+    """Profiles by `recipe@build`, and why runtimes refused one, by `recipe@build` and runtime."""
+
+    profiles: dict[str, list[Profile]] = field(default_factory=dict)
+    refusals: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What variants of one model are judged with.
+
+    Attributes:
+        metric: Name of the quality metric.
+        reference: The reference's artifact.
+        validation: File of the rows that selection reads.
+        test: File of the rows that are only reported.
+    """
+
+    metric: str
+    reference: StoredVariant
+    validation: Path
+    test: Path
+
+
+def profile_variants(
+    bench: Bench, stored: Sequence[StoredVariant], host: Host, progress: Reporter
+) -> Measurements:
+    """Measures each variant on each runtime of this host.
+
+    One measurement runs at a time on the whole host, whatever else builds: it would measure its neighbours.
+    """
+    measurements = Measurements()
+    runtimes = available_runtimes(host)
+    for item in stored:
+        version = item.variant.id.version
+        allowed = [r for r in runtimes if _is_allowed(r, item, bench.reference)]
+        for number, runtime in enumerate(allowed):
+            progress.update(item.variant.id.recipe, f"profiling on {runtime}", number / len(allowed))
+            try:
+                profile = _measure(bench, item, runtime, host)
+            except WorkerError as error:
+                log.warning("%s does not run on %s: %s", item.variant.id, runtime, error)
+                measurements.refusals.setdefault(version, {})[str(runtime)] = str(error)
+            else:
+                measurements.profiles.setdefault(version, []).append(profile)
+        measured = len(measurements.profiles.get(version, []))
+        progress.finish(item.variant.id.recipe, f"profiled on {measured} of {len(allowed)} runtimes")
+    return measurements
+
+
+def profile_model(catalog: Catalog, model: str, host: Host, progress: Reporter, *, again: bool) -> Card:
+    """Profiles a registered model's variants on this host and publishes the result.
+
+    Args:
+        catalog: Where the model is.
+        model: Its name.
+        host: This host.
+        progress: Receives the progress.
+        again: Whether variants that have profiles of this host are measured once more.
+
+    Raises:
+        CatalogError: The model is not registered, or its reference cannot be read.
+    """
+    card = catalog.card(model)
+    known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
+    wanted = [e for e in card.entries if e.failure is None and (again or e.id.version not in known)]
+    stored = []
+    for entry in wanted:
+        try:
+            stored.append(catalog.open(entry.id))
+        except CatalogError as error:
+            log.error("%s is not profiled: %s", entry.id, error)
+    if not stored:
+        return card
+    bench = Bench(
+        metric=card.spec.metric,
+        reference=catalog.open(card.find(card.spec.reference).id),
+        validation=catalog.card_file(model, VALIDATION_FILE),
+        test=catalog.card_file(model, SAMPLES_FILE),
+    )
+    measured = profile_variants(bench, stored, host, progress)
+    return catalog.change(model, lambda c: c.with_profiles(host, measured.profiles, measured.refusals))
+
+
+def _is_allowed(runtime: Runtime, item: StoredVariant, reference: StoredVariant) -> bool:
+    """The reference runs at true f32 only, or every comparison with it would be false."""
+    return runtime.precision == "f32" or item.variant.id != reference.variant.id
+
+
+def _measure(bench: Bench, item: StoredVariant, runtime: Runtime, host: Host) -> Profile:
+    job = ProfilingJob(
+        artifact=item.model_path,
+        runtime=runtime,
+        metric=bench.metric,
+        reference=bench.reference.model_path,
+        reference_runtime=reference_runtime(host),
+        validation=bench.validation,
+        test=bench.test,
+    )
+    lock = FileLock(subfolder("locks") / "profile.lock")
+    with lock, tempfile.TemporaryDirectory(dir=subfolder("work")) as folder:
+        return run("variants.profiling", job, Profile, Path(folder), lambda what, fraction: None)

@@ -1,0 +1,134 @@
+"""All that a user writes to register a model."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+import variants.zoo
+from compression.data import Splits
+from compression.recipe import Recipe
+from compression.signature import Signature
+from compression.training import Training
+from variants.quality import METRICS
+from variants.serving_spec import DEFAULT_TIERS, ServingSpec, TierSpec
+
+
+class SpecError(ValueError):
+    """A spec is missing or contradicts itself; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model and how it is compressed.
+
+    Attributes:
+        name: Registered name: lower case, digits, `-` and `_`.
+        factory: Makes the module. With `training` it is trained from scratch, without it is taken as is.
+        signature: Inputs, in the order of the module's arguments, and outputs.
+        splits: Loads the data.
+        metric: Name in `variants.quality.METRICS`.
+        recipes: What to build; the one named `reference` has no steps.
+        training: How the module is trained and fine-tuned.
+        train_reference: Whether the factory's module is trained first.
+        student: Makes an untrained smaller module for distillation.
+        reference: Name of the recipe that all others are measured against.
+        tiers: Levels of service.
+        default_tier: The tier of a request that names none.
+        degrade_floor: Lowest quality ratio for requests that allow degrading.
+        allow_non_finite: Whether inputs may hold NaN and infinities.
+        profile_batch: Batch size that decides which runtime serves; None for 1 and 8 together.
+        seed: Seeds everything random.
+        description: One line for people.
+    """
+
+    name: str
+    factory: Callable[[], nn.Module]
+    signature: Signature
+    splits: Callable[[], Splits]
+    metric: str
+    recipes: tuple[Recipe, ...]
+    training: Training = field(default_factory=Training)
+    train_reference: bool = True
+    student: Callable[[], nn.Module] | None = None
+    reference: str = "fp32"
+    tiers: tuple[TierSpec, ...] = DEFAULT_TIERS
+    default_tier: str = "balanced"
+    degrade_floor: float = 0.95
+    allow_non_finite: bool = False
+    profile_batch: int | None = None
+    seed: int = 0
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        names = [recipe.name for recipe in self.recipes]
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+            raise SpecError(f'"{self.name}" cannot name a model. Use lower case letters, digits, - and _.')
+        if self.metric not in METRICS:
+            raise SpecError(f'unknown metric "{self.metric}". There are {", ".join(METRICS)}.')
+        if len(set(names)) != len(names):
+            raise SpecError(f"{self.name} names a recipe twice: {', '.join(names)}. Rename one.")
+        if self.reference not in names or self.recipe(self.reference).steps:
+            raise SpecError(f'{self.name} needs a recipe "{self.reference}" without steps, its reference.')
+        if self.default_tier not in (tier.name for tier in self.tiers):
+            raise SpecError(f'default tier "{self.default_tier}" is not one of the tiers. Add it.')
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of this name.
+
+        Raises:
+            SpecError: There is none.
+        """
+        for recipe in self.recipes:
+            if recipe.name == name:
+                return recipe
+        known = ", ".join(recipe.name for recipe in self.recipes)
+        raise SpecError(f'{self.name} has no recipe "{name}". There are {known}.')
+
+    def serving_spec(self) -> ServingSpec:
+        """What serving needs to know, without torch."""
+        return ServingSpec(
+            model=self.name,
+            signature=self.signature,
+            metric=self.metric,
+            reference=self.reference,
+            tiers=self.tiers,
+            default_tier=self.default_tier,
+            degrade_floor=self.degrade_floor,
+            allow_non_finite=self.allow_non_finite,
+            profile_batch=self.profile_batch,
+            description=self.description,
+        )
+
+
+def load_spec(name: str) -> ModelSpec:
+    """Finds a spec by its name in the zoo, or as `module:attribute`.
+
+    Raises:
+        SpecError: There is none, or what is there is no spec.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
+        known = zoo()
+        if name not in known:
+            raise SpecError(
+                f'no spec "{name}". Mipgate brings {", ".join(known)}; name your own as package.module:SPEC.'
+            )
+        module_name, attribute = f"variants.zoo.{name}", "SPEC"
+    try:
+        spec = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"cannot load {name}: {error}. Check the module path and PYTHONPATH.") from error
+    if not isinstance(spec, ModelSpec):
+        raise SpecError(f"{name} is a {type(spec).__name__}; expected a variants.spec.ModelSpec.")
+    return spec
+
+
+def zoo() -> list[str]:
+    """Names of the models that Mipgate brings along."""
+    return [module.name for module in pkgutil.iter_modules(variants.zoo.__path__)]

@@ -1,0 +1,78 @@
+"""A child process: runs one module on a JSON job, follows its progress, and survives its death.
+
+The child prints progress as JSON lines; whatever else it prints is kept for the error message.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from variants import document
+
+Report = Callable[[str, float], None]
+T = TypeVar("T")
+_TAIL_LINES = 15
+
+
+class WorkerError(Exception):
+    """The child failed; the message says how."""
+
+
+def run(module: str, job: Any, result: type[T], folder: Path, report: Report) -> T:
+    """Runs `python -m MODULE JOB RESULT` and reads the result.
+
+    Args:
+        module: What to run.
+        job: A dataclass: what to do.
+        result: The dataclass that the child writes.
+        folder: Where job and result are written.
+        report: Called with the child's progress.
+
+    Raises:
+        WorkerError: The child exited with an error, was killed, or wrote no result.
+    """
+    job_path, result_path = folder / f"{module}-job.json", folder / f"{module}-result.json"
+    result_path.unlink(missing_ok=True)
+    document.write(job_path, job)
+    command = [sys.executable, "-m", module, str(job_path), str(result_path)]
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                _follow(line, report, tail)
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode != 0 or not result_path.is_file():
+        raise WorkerError(_cause(child.returncode, tail))
+    return document.read(result, result_path)
+
+
+def report_to_parent(what: str, fraction: float) -> None:
+    """Tells the parent how far a child is."""
+    print(json.dumps({"progress": what, "fraction": fraction}), flush=True)
+
+
+def _follow(line: str, report: Report, tail: deque[str]) -> None:
+    if line.startswith('{"progress":'):
+        message = json.loads(line)
+        report(message["progress"], message["fraction"])
+    elif line.strip():
+        tail.append(line.rstrip())
+
+
+def _cause(returncode: int, tail: deque[str]) -> str:
+    if returncode == -signal.SIGKILL:
+        return "the process was killed; the machine probably ran out of memory. Build with fewer --jobs."
+    if returncode < 0:
+        return f"the process died of {signal.Signals(-returncode).name}. Last words: {' | '.join(tail)}"
+    # An exception's own line is the last; the traceback above it is for the log.
+    return tail[-1] if tail else f"the process ended with status {returncode} and said nothing"
