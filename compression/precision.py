@@ -10,7 +10,6 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-from pydantic import Field
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.export import ExportError, check_signature
@@ -40,10 +39,10 @@ class Float16Settings(Settings):
     """Settings of `fp16`.
 
     Attributes:
-        keep_float32: Operator types that go on computing in float32.
+        keep_float32: Operator types that go on computing in float32; None for `KEPT_IN_FLOAT32`.
     """
 
-    keep_float32: tuple[str, ...] = Field(default=KEPT_IN_FLOAT32)
+    keep_float32: tuple[str, ...] | None = None
 
 
 class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
@@ -77,14 +76,13 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
 
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:
         """Returns the graph with float16 weights and casts at its ends."""
+        kept = KEPT_IN_FLOAT32 if self.settings.keep_float32 is None else self.settings.keep_float32
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
         with warnings.catch_warnings():
             # The converter warns of each value too small for float16; such values round to the smallest.
             warnings.filterwarnings("ignore", message="the float32 number .* will be truncated")
-            converted = convert_float_to_float16(
-                proto, keep_io_types=True, op_block_list=list(self.settings.keep_float32)
-            )
+            converted = convert_float_to_float16(proto, keep_io_types=True, op_block_list=list(kept))
         # The converter appends its casts at the end of the graph.
         ordered = ir.from_proto(converted)
         ordered.graph.sort()

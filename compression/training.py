@@ -170,7 +170,7 @@ def fit(
             phrase = f"epoch {epoch + 1}/{training.epochs}, validation loss {loss:.4f}"
             report(phrase, (epoch + 1) / training.epochs)
     module.load_state_dict(best_state)
-    module.to(memory_format=torch.contiguous_format)
+    _lay_out(module, torch.contiguous_format)
     return TorchModel(module.eval(), model.signature)
 
 
@@ -184,8 +184,12 @@ def predict(model: TorchModel, split: Split) -> list[Array]:
         batches = [_outputs(module, batch.inputs) for batch in rows.in_order(PREDICT_BATCH)]
     module.train(was_training)
     return [
-        np.concatenate([output.float().cpu().numpy() if output.is_floating_point() else output.cpu().numpy()
-                        for output in column])
+        np.concatenate(
+            [
+                output.float().cpu().numpy() if output.is_floating_point() else output.cpu().numpy()
+                for output in column
+            ]
+        )
         for column in zip(*batches, strict=True)
     ]
 
@@ -206,9 +210,7 @@ class _Rows:
             for spec in signature.inputs
         )
         labels = split.labels
-        self.labels = (
-            None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).to(device)
-        )
+        self.labels = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).to(device)
         self.count = len(split)
 
     def batch(self, rows: Tensor) -> Batch:
@@ -216,11 +218,13 @@ class _Rows:
         return Batch(rows, tuple(array[rows] for array in self.inputs), labels)
 
     def in_order(self, size: int) -> Iterator[Batch]:
-        for rows in torch.arange(self.count).split(size):
-            yield self.batch(rows)
+        for start in range(0, self.count, size):
+            yield self.batch(torch.arange(start, min(start + size, self.count)))
 
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        for rows in torch.randperm(self.count, generator=generator).split(size):
+        order = torch.randperm(self.count, generator=generator)
+        for start in range(0, self.count, size):
+            rows = order[start : start + size]
             # Batch normalization has no variance over a single row: leave a last such batch out.
             if len(rows) > 1 or self.count == 1:
                 yield self.batch(rows)
@@ -238,7 +242,7 @@ class _Learner:
         self.batch_size = training.batch_size
         self.autocast = training.autocast and native_bfloat16()
         if self.autocast:
-            module.to(memory_format=torch.channels_last)  # three times as fast for bfloat16 convolutions
+            _lay_out(module, torch.channels_last)  # three times as fast for bfloat16 convolutions
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
@@ -268,6 +272,10 @@ class _Learner:
                 loss = self.objective.validation(_outputs(self.module, batch.inputs), batch)
                 total += float(loss) * len(batch.rows)
         return total / rows.count
+
+
+def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+    module.to(memory_format=memory_format)  # type: ignore[call-overload]  # missing from torch's stubs
 
 
 def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:

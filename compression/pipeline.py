@@ -1,0 +1,257 @@
+"""Runs a recipe: every pass checked before, after, and once more on the finished artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+from compression.base import AnyPass, CompressionError, Facts, PassContext, PassRefusedError
+from compression.export import export
+from compression.model import Form, Model, OnnxModel, TorchModel
+from compression.recipe import Recipe
+from compression.registry import make_pass
+from compression.training import Report, seeded
+
+EXPORT = "export"
+
+
+class RecipeError(CompressionError):
+    """A recipe cannot work, or one of its passes failed; the message names the pass and the cause."""
+
+
+class RecipeRefusedError(RecipeError, PassRefusedError):
+    """A pass of the recipe cannot be applied to this model."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a recipe has come.
+
+    Attributes:
+        model: The model after the steps so far.
+        torch_model: The last torch form of it, None when there was none.
+        facts: One entry per step so far.
+    """
+
+    model: Model
+    torch_model: TorchModel | None
+    facts: tuple[Facts, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a recipe made.
+
+    Attributes:
+        artifact: The finished graph.
+        facts: One entry per step: `pass`, `version`, `settings`, and `facts` as its promise established.
+        torch_model: The last torch form, None when the source was ONNX.
+    """
+
+    artifact: OnnxModel
+    facts: tuple[Facts, ...]
+    torch_model: TorchModel | None
+
+
+class StageCache(Protocol):
+    """Remembers stages, so that recipes that begin alike share their beginning."""
+
+    def get(self, key: str) -> Stage | None:
+        """The stage put under this key, or None."""
+
+    def put(self, key: str, stage: Stage) -> None:
+        """Remembers a stage; it is never changed afterwards."""
+
+
+@dataclass
+class MemoryCache:
+    """A `StageCache` in this process's memory, without a bound: for the recipes of one build."""
+
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    def get(self, key: str) -> Stage | None:
+        """The stage put under this key, or None."""
+        return self.stages.get(key)
+
+    def put(self, key: str, stage: Stage) -> None:
+        """Remembers a stage."""
+        self.stages[key] = stage
+
+
+def check(recipe: Recipe, source: Form) -> None:
+    """Checks that every step exists and takes the form that it will be given, before anything runs.
+
+    Raises:
+        RecipeError: A pass is unknown, its settings are wrong, or it needs a form that is gone.
+    """
+    _check_order(recipe, _passes(recipe), source)
+
+
+def pass_versions(recipe: Recipe) -> dict[str, int]:
+    """The version of each pass that the recipe uses, by name: a part of what identifies a build.
+
+    Raises:
+        RecipeError: A pass is unknown or its settings are wrong.
+    """
+    return {each.name: each.version for each in _passes(recipe)}
+
+
+def compress(
+    recipe: Recipe, reference: Model, context: PassContext, *, cache: StageCache | None = None
+) -> Compressed:
+    """Runs a recipe on a model and returns the finished ONNX artifact.
+
+    No steps at all is the export alone. The model given is not changed.
+
+    Args:
+        recipe: What to do, in order.
+        reference: The model to compress, in either form.
+        context: Data, teacher, seed and where to report progress.
+        cache: Where stages of earlier recipes may be found, and those of this one are left.
+
+    Raises:
+        RecipeRefusedError: A pass does not fit the model.
+        RecipeError: The order cannot work, a pass failed, or its promise was not kept.
+    """
+    passes = _passes(recipe)
+    _check_order(recipe, passes, reference.form)
+    keys = _stage_keys(passes, reference, context) if cache is not None else [""] * len(passes)
+    stage = Stage(reference, reference if isinstance(reference, TorchModel) else None)
+    done = 0
+    if cache is not None:
+        done, stage = _furthest(cache, keys, stage)
+    for index in range(done, len(passes)):
+        stage = _run_step(recipe, passes, index, stage, context)
+        if cache is not None:
+            cache.put(keys[index], stage)
+    artifact = _finish(recipe, passes, stage)
+    context.report("done", 1.0)
+    return Compressed(artifact, stage.facts, stage.torch_model)
+
+
+def _passes(recipe: Recipe) -> list[AnyPass]:
+    try:
+        return [make_pass(step) for step in recipe.steps]
+    except CompressionError as error:
+        raise RecipeError(f"recipe {recipe.name}: {error}") from error
+
+
+def _check_order(recipe: Recipe, passes: Sequence[AnyPass], source: Form) -> None:
+    form = source
+    for index, each in enumerate(passes):
+        if each.takes is Form.TORCH and form is Form.ONNX:
+            before = f"after {_names(passes[:index])}" if index else "at the start"
+            raise RecipeError(
+                f"recipe {recipe.name}: {each.name} takes a torch module, but {before} the model is an ONNX "
+                "graph. Put passes on modules before passes on graphs, and start from a module."
+            )
+        form = each.gives
+
+
+def _run_step(
+    recipe: Recipe, passes: Sequence[AnyPass], index: int, stage: Stage, context: PassContext
+) -> Stage:
+    each = passes[index]
+    context = replace(context, report=_scaled(context.report, each.name, index, len(passes)))
+    context.report("starting", 0.0)
+    try:
+        before = _in_form(stage.model, each.takes)
+        each.requires(before, context)
+        after = each.run(before, context)
+        facts = each.ensures(before, after, context)
+    except Exception as error:
+        raise _failure(recipe, each.name, passes[:index], error) from error
+    entry = {
+        "pass": each.name,
+        "version": each.version,
+        "settings": each.settings.model_dump(mode="json"),
+        "facts": facts,
+    }
+    last = after if isinstance(after, TorchModel) else stage.torch_model
+    return Stage(after, last, (*stage.facts, entry))
+
+
+def _finish(recipe: Recipe, passes: Sequence[AnyPass], stage: Stage) -> OnnxModel:
+    try:
+        artifact = _in_form(stage.model, Form.ONNX)
+    except Exception as error:
+        raise _failure(recipe, EXPORT, passes, error) from error
+    assert isinstance(artifact, OnnxModel)
+    for each, entry in zip(passes, stage.facts, strict=True):
+        try:
+            each.holds(entry["facts"], artifact)
+        except Exception as error:
+            raise RecipeError(
+                f"recipe {recipe.name}: {each.name} does not hold on the finished artifact: {error}"
+            ) from error
+    return artifact
+
+
+def _in_form(model: Model, form: Form) -> Model:
+    if form is Form.ONNX and isinstance(model, TorchModel):
+        return export(model)
+    return model
+
+
+def _failure(recipe: Recipe, name: str, before: Sequence[AnyPass], cause: Exception) -> RecipeError:
+    refused = isinstance(cause, PassRefusedError)
+    verb = "was refused" if refused else "failed"
+    after = f" after {_names(before)}" if before else ""
+    said = str(cause) if isinstance(cause, CompressionError) else f"{type(cause).__name__}: {cause}"
+    message = f"recipe {recipe.name}: {name} {verb}{after}: {said}"
+    return RecipeRefusedError(message) if refused else RecipeError(message)
+
+
+def _names(passes: Sequence[AnyPass]) -> str:
+    return ", ".join(each.name for each in passes)
+
+
+def _scaled(report: Report, name: str, index: int, count: int) -> Report:
+    def scaled(phrase: str, fraction: float) -> None:
+        report(f"{name}: {phrase}", (index + fraction) / count)
+
+    return scaled
+
+
+def _furthest(cache: StageCache, keys: Sequence[str], start: Stage) -> tuple[int, Stage]:
+    """The longest prefix that the cache knows."""
+    for done in range(len(keys), 0, -1):
+        stage = cache.get(keys[done - 1])
+        if stage is not None:
+            return done, stage
+    return 0, start
+
+
+def _stage_keys(passes: Sequence[AnyPass], reference: Model, context: PassContext) -> list[str]:
+    """A key per step: whatever the model after that step depends on."""
+    teacher = None if context.reference is None else context.reference.weights_digest()
+    base: list[Any] = [
+        _model_digest(reference),
+        reference.signature.to_json(),
+        teacher,
+        _student_digest(reference, context),
+        context.splits.digest,
+        asdict(context.training),
+        context.seed,
+    ]
+    keys = []
+    for each in passes:
+        base.append([each.name, each.version, each.settings.model_dump(mode="json")])
+        keys.append(hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest())
+    return keys
+
+
+def _model_digest(model: Model) -> str:
+    if isinstance(model, TorchModel):
+        return model.weights_digest()
+    return hashlib.sha256(model.proto.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _student_digest(reference: Model, context: PassContext) -> str | None:
+    if context.student is None:
+        return None
+    with seeded(context.seed):
+        return TorchModel(context.student(), reference.signature).weights_digest()

@@ -1,0 +1,46 @@
+"""Every technique there is, by the name that recipes use."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from compression.base import AnyPass, CompressionError
+from compression.distillation import Distillation
+from compression.precision import Float16
+from compression.pruning import StructuredPruning
+from compression.quantization import DynamicInt8, StaticInt8
+from compression.recipe import Step
+
+PASSES: dict[str, type[AnyPass]] = {
+    "distill": Distillation,
+    "fp16": Float16,
+    "int8-dynamic": DynamicInt8,
+    "int8-static": StaticInt8,
+    "prune-structured": StructuredPruning,
+}
+
+
+class StepError(CompressionError):
+    """A recipe names a pass that does not exist, or settings that it does not take."""
+
+
+def make_pass(step: Step) -> AnyPass:
+    """The pass that a step names, with its settings checked.
+
+    Raises:
+        StepError: There is no such pass, or a setting is unknown or out of range.
+    """
+    known = PASSES.get(step.pass_name)
+    if known is None:
+        raise StepError(f'unknown pass "{step.pass_name}". Use one of {", ".join(sorted(PASSES))}.')
+    try:
+        return known(known.settings_class.model_validate(step.settings))
+    except ValidationError as error:
+        problems = "; ".join(
+            f'"{".".join(str(part) for part in problem["loc"])}": {problem["msg"]}'
+            for problem in error.errors()
+        )
+        settings = ", ".join(known.settings_class.model_fields) or "none"
+        raise StepError(
+            f"settings of {step.pass_name} are wrong: {problems}. It takes {settings}."
+        ) from error
