@@ -1,0 +1,205 @@
+"""Which variant answers a request: pure functions of what it asks for and how busy the gateway is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.errors import BadRequestError, UnavailableError, UnmeetableSloError
+from variants.frontier import fastest
+from variants.serving_spec import ServingSpec, TierSpec
+
+# Header by parameter; parameters win over headers.
+SLO_HEADERS: dict[bytes, str] = {
+    b"x-mipgate-tier": "tier",
+    b"x-mipgate-min-accuracy": "min_accuracy",
+    b"x-mipgate-max-latency-ms": "max_latency_ms",
+    b"x-mipgate-allow-degrade": "allow_degrade",
+    b"x-mipgate-sticky-key": "sticky_key",
+}
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_LONGEST_DEADLINE_MS = 3_600_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a request asks for.
+
+    Attributes:
+        tier: The tier that it named, or the default.
+        floor: Lowest quality ratio that may answer.
+        deadline_ms: Time it gives, from its arrival.
+        degraded_floor: How low the floor may sink under load, or None when it may not.
+    """
+
+    tier: TierSpec
+    floor: float
+    deadline_ms: float
+    degraded_floor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A variant as the router sees it.
+
+    Attributes:
+        version: `recipe@build`.
+        name: The recipe.
+        ratio: Validation quality over the reference's, on the runtime that serves.
+        predict_ms: Time of a call with so many rows.
+    """
+
+    version: str
+    name: str
+    ratio: float
+    predict_ms: Callable[[int], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which variant answers, and why.
+
+    Attributes:
+        version: `recipe@build` of the variant.
+        degraded: Whether its quality is below what was asked for.
+        reason: One phrase for logs.
+    """
+
+    version: str
+    degraded: bool
+    reason: str
+
+
+class SloReader:
+    """Reads the objectives of requests for one model."""
+
+    def __init__(self, spec: ServingSpec) -> None:
+        self._spec = spec
+        self._tiers = {tier.name: tier for tier in spec.tiers}
+        # Most requests give a tier or nothing: their objectives are made once.
+        self._plain = {tier.name: Slo(tier, tier.min_quality_ratio, tier.deadline_ms) for tier in spec.tiers}
+        self._default = self._plain[spec.default_tier]
+
+    @property
+    def default(self) -> Slo:
+        """The objectives of a request that states none."""
+        return self._default
+
+    def read(self, parameters: Mapping[str, Any]) -> Slo:
+        """The objectives that a request's parameters state.
+
+        Args:
+            parameters: From the body, or strings from headers.
+
+        Raises:
+            BadRequestError: A parameter has a value that it cannot have.
+        """
+        if not parameters:
+            return self._default
+        tier = parameters.get("tier", self._spec.default_tier)
+        plain = self._plain.get(tier) if isinstance(tier, str) else None
+        if plain is None:
+            raise BadRequestError(
+                f'{self._spec.model} has no tier "{str(tier)[:80]}". It has {", ".join(self._tiers)}.'
+            )
+        _check_sticky_key(parameters.get("sticky_key"))
+        if not parameters.keys() & {"min_accuracy", "max_latency_ms", "allow_degrade"}:
+            return plain
+        return self._with_own_terms(plain, parameters)
+
+    def _with_own_terms(self, plain: Slo, parameters: Mapping[str, Any]) -> Slo:
+        minimum = _number(parameters, "min_accuracy", 0.0, 1.0)
+        deadline = _number(parameters, "max_latency_ms", 0.0, _LONGEST_DEADLINE_MS)
+        if deadline == 0.0:
+            raise BadRequestError("parameter max_latency_ms is 0; expected more. Send the time you have.")
+        floor = plain.floor if minimum is None else max(plain.floor, minimum)
+        degraded_floor = None
+        if _boolean(parameters, "allow_degrade"):
+            degraded_floor = min(floor, self._spec.degrade_floor if minimum is None else minimum)
+        return Slo(plain.tier, floor, plain.deadline_ms if deadline is None else deadline, degraded_floor)
+
+
+def choose(slo: Slo, rows: int, candidates: Sequence[Candidate], wait_ms: float) -> Decision:
+    """The variant that answers: at or above the floor, the lowest predicted completion.
+
+    Args:
+        slo: What the request asks for.
+        rows: Rows in the request.
+        candidates: Released variants that serve.
+        wait_ms: Predicted time until the device is free.
+
+    Raises:
+        UnmeetableSloError: No variant could meet the floor, or the deadline even on an idle gateway.
+        UnavailableError: The queue is too long for the deadline.
+    """
+    eligible = [c for c in candidates if c.ratio >= slo.floor]
+    best = _fastest(eligible, rows)
+    if best is not None and wait_ms + best.predict_ms(rows) <= slo.deadline_ms:
+        return Decision(best.version, degraded=False, reason="meets the floor")
+    if slo.degraded_floor is not None:
+        lower = _fastest([c for c in candidates if c.ratio >= slo.degraded_floor], rows)
+        if lower is not None and wait_ms + lower.predict_ms(rows) <= slo.deadline_ms:
+            return Decision(lower.version, degraded=lower.ratio < slo.floor, reason="degraded to be in time")
+    raise _refusal(slo, rows, candidates, best, wait_ms)
+
+
+def _fastest(candidates: Iterable[Candidate], rows: int) -> Candidate | None:
+    return fastest(candidates, lambda c: c.predict_ms(rows), lambda c: c.ratio)
+
+
+def _refusal(
+    slo: Slo, rows: int, candidates: Sequence[Candidate], best: Candidate | None, wait_ms: float
+) -> UnmeetableSloError | UnavailableError:
+    if not candidates:
+        return UnavailableError("no variant of this model serves now. Try again later.", "refused", 5.0)
+    if best is None:
+        nearest = max(candidates, key=lambda c: c.ratio)
+        return UnmeetableSloError(
+            f"no variant reaches a quality ratio of {slo.floor:g}; the nearest is {nearest.name} with "
+            f"{nearest.ratio:.4f}. Ask for min_accuracy {nearest.ratio:.4f} or less, or a lower tier."
+        )
+    alone_ms = best.predict_ms(rows)
+    if alone_ms > slo.deadline_ms:
+        return UnmeetableSloError(
+            f"no variant at a quality ratio of {slo.floor:g} answers {rows} row(s) within "
+            f"{slo.deadline_ms:g} ms; the nearest is {best.name} with {alone_ms:.3f} ms. Send fewer rows, or give more time."
+        )
+    return UnavailableError(
+        f"the queue is {wait_ms:.0f} ms long, more than the deadline of {slo.deadline_ms:g} ms leaves. "
+        "Try again after Retry-After.",
+        "capacity",
+        wait_ms / 1e3,
+    )
+
+
+def _number(parameters: Mapping[str, Any], name: str, low: float, high: float) -> float | None:
+    value = parameters.get(name)
+    if value is None:
+        return None
+    try:
+        number = float(value) if not isinstance(value, bool) else float("nan")
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not low <= number <= high:
+        raise BadRequestError(
+            f"parameter {name} is {value!r:.80}; expected a number from {low:g} to {high:g}."
+        )
+    return number
+
+
+def _boolean(parameters: Mapping[str, Any], name: str) -> bool:
+    value = parameters.get(name, False)
+    if isinstance(value, bool):
+        return value
+    known = _BOOLEANS.get(value.lower()) if isinstance(value, str) else None
+    if known is None:
+        raise BadRequestError(f"parameter {name} is {str(value)[:80]!r}. Send true or false.")
+    return known
+
+
+def _check_sticky_key(value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= 256):
+        raise BadRequestError(
+            "parameter sticky_key should be a string of 1 to 256 characters. Send such a string."
+        )
