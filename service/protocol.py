@@ -18,14 +18,7 @@ from compression.signature import Array, Signature, SignatureError, TensorSpec
 from service.errors import BadRequestError
 from service.tensors import DATATYPES, DTYPE_DATATYPES, TensorReader, binary_values, json_values, quoted
 
-__all__ = [
-    "DATATYPES",
-    "InferRequest",
-    "RequestDecoder",
-    "RequestedOutput",
-    "encode",
-    "metadata",
-]
+__all__ = ["DATATYPES", "InferRequest", "RequestDecoder", "RequestedOutput", "encode", "metadata"]
 
 MAX_ID_LENGTH = 256
 # numpy's own limit is 64. No real tensor comes near, and messages that show a shape stay short.

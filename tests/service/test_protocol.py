@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 import tritonclient.http as triton
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -19,6 +19,9 @@ from compression.signature import Array, Signature, TensorSpec
 from service.errors import BadRequestError
 from service.protocol import DATATYPES, InferRequest, RequestDecoder, RequestedOutput, encode, metadata
 from service.tensors import DTYPE_DATATYPES
+
+# A busy machine is no reason to fail.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 DIGITS = Signature(
     (TensorSpec("image", "float32", ("batch", 4)),), (TensorSpec("logits", "float32", ("batch", 3)),)
@@ -143,6 +146,7 @@ PARAMETERS = ["binary_data", "binary_data_size", "binary_data_output", "tier"]
 # ---- round trips
 
 
+@unhurried
 @given(requests())
 def test_decodes_any_arrays_in_json_binary_or_both(
     case: tuple[Signature, dict[str, Array], bytes, int],
@@ -155,6 +159,7 @@ def test_decodes_any_arrays_in_json_binary_or_both(
         assert_same(request.inputs[name], array)
 
 
+@unhurried
 @given(requests(), st.booleans())
 def test_reads_a_memoryview_like_bytes(
     case: tuple[Signature, dict[str, Array], bytes, int], odd: bool
@@ -166,6 +171,7 @@ def test_reads_a_memoryview_like_bytes(
         assert_same(request.inputs[name], array)
 
 
+@unhurried
 @given(requests(only_binary=True), st.data())
 def test_any_truncation_of_a_binary_body_is_a_400(
     case: tuple[Signature, dict[str, Array], bytes, int], data: st.DataObject
@@ -176,6 +182,7 @@ def test_any_truncation_of_a_binary_body_is_a_400(
         RequestDecoder(signature).decode(body[:kept], header_length)
 
 
+@unhurried
 @given(requests(only_binary=True), st.binary(min_size=1, max_size=4))
 def test_anything_behind_the_last_input_is_a_400(
     case: tuple[Signature, dict[str, Array], bytes, int], extra: bytes
@@ -185,6 +192,7 @@ def test_anything_behind_the_last_input_is_a_400(
         RequestDecoder(signature).decode(body + extra, header_length)
 
 
+@unhurried
 @given(models(utf8=False), st.data())
 def test_tritonclient_reads_what_we_encode_in_binary(
     model: tuple[Signature, dict[str, Array]], data: st.DataObject
@@ -199,6 +207,7 @@ def test_tritonclient_reads_what_we_encode_in_binary(
         assert_same(result.as_numpy(name), arrays[name])
 
 
+@unhurried
 @given(models())
 def test_tritonclient_reads_what_we_encode_in_json(model: tuple[Signature, dict[str, Array]]) -> None:
     signature, arrays = model
@@ -210,6 +219,7 @@ def test_tritonclient_reads_what_we_encode_in_json(model: tuple[Signature, dict[
         assert_same(result.as_numpy(name), as_json(array))
 
 
+@unhurried
 @given(models(), st.booleans())
 def test_decodes_what_tritonclient_writes(model: tuple[Signature, dict[str, Array]], in_binary: bool) -> None:
     signature, arrays = model
@@ -240,18 +250,21 @@ def test_tritonclients_requested_outputs_are_honoured(in_binary: bool) -> None:
 # ---- nothing but BadRequestError
 
 
+@unhurried
 @given(st.binary(max_size=200), st.none() | st.integers(-3, 210))
 def test_arbitrary_bytes_are_a_400(body: bytes, header_length: int | None) -> None:
     with pytest.raises(BadRequestError):
         RequestDecoder(DIGITS).decode(body, header_length)
 
 
+@unhurried
 @given(JSON_VALUES, st.none() | st.binary(max_size=20))
 def test_arbitrary_json_is_a_400(document: object, tail: bytes | None) -> None:
     with pytest.raises(BadRequestError):
         decode(document, tail=tail)
 
 
+@unhurried
 @given(st.data())
 def test_a_good_request_with_anything_anywhere_is_decoded_or_a_400(data: st.DataObject) -> None:
     document: dict[str, Any] = {
@@ -275,6 +288,7 @@ def test_a_good_request_with_anything_anywhere_is_decoded_or_a_400(data: st.Data
     encode("m", "v", request.id, request, {"logits": np.ones((request.rows, 3), np.float32)}, DIGITS)
 
 
+@unhurried
 @given(st.lists(JSON_VALUES, min_size=1, max_size=4), st.sampled_from(list(DATATYPES)))
 @example([True], "FP32")
 @example([1.0], "INT32")
