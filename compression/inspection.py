@@ -26,6 +26,23 @@ class InspectionError(CompressionError):
 
 
 @dataclass(frozen=True)
+class Counts:
+    """The figures of an artifact that no runtime changes.
+
+    Attributes:
+        parameters: Stored weights.
+        nonzero_parameters: Stored weights that are not zero.
+        flops: Operations for one row.
+        quantized_operators: Operators that compute on integers, by type.
+    """
+
+    parameters: int
+    nonzero_parameters: int
+    flops: int
+    quantized_operators: dict[str, int]
+
+
+@dataclass(frozen=True)
 class _Layout:
     """Where an operator keeps quantized weights and what belongs to their encoding.
 
@@ -65,6 +82,17 @@ _HEAVY = {
     "MatMulIntegerToFloat": (0, 1),
 }
 _FLOAT_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
+
+def count(model: OnnxModel, axes: Mapping[str, int] | None = None) -> Counts:
+    """All counts of an artifact at once; `axes` as for `flops`.
+
+    Raises:
+        InspectionError: A symbolic axis has no length, or a shape cannot be inferred.
+    """
+    return Counts(
+        parameters(model), nonzero_parameters(model), flops(model, axes), quantized_operators(model)
+    )
 
 
 def parameters(model: OnnxModel) -> int:

@@ -34,7 +34,8 @@ class StructuredPruningSettings(Settings):
         ratio: Fraction of channels to remove, of each layer or of the whole model.
         importance: Norm of its weights, over all layers that a channel runs through, that ranks it.
         global_pruning: Ranks the channels of all layers together instead of layer by layer.
-        round_to: Widths stay multiples of this, as vector units like them.
+        round_to: What is left of a layer is the nearest multiple of this, and never less, as vector units
+            like it. Narrower layers keep their width.
         ignore: Names of modules that keep their width, beside those that make the outputs.
         epochs: Fine-tuning after pruning; 0 for none.
         learning_rate: Peak learning rate of fine-tuning.
@@ -101,7 +102,7 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
         examples = _examples(model, split)
         modules = dict(module.named_modules())
         ignored = [*_output_layers(module, examples), *(modules[name] for name in settings.ignore)]
-        torch_pruning.MetaPruner(
+        _Pruner(
             module,
             examples,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=NORMS[settings.importance]),
@@ -153,6 +154,18 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
                 f"the artifact stores {stored} weights, nearer to the {before} before pruning than to the "
                 f"{after} after it. A later step replaced the pruned model: leave one of them out."
             )
+
+
+class _Pruner(torch_pruning.MetaPruner):  # type: ignore[misc]  # published without types
+    """The library's pruner with honest rounding (its version is pinned).
+
+    Its own always rounds widths down, so that a ratio of 0.05 removes half of a layer of 32 at multiples
+    of 16, and a ratio that would round a layer to nothing leaves it whole.
+    """
+
+    def _round_to(self, pruned: int, width: int, multiple: int) -> int:
+        kept = (width - pruned + multiple // 2) // multiple * multiple
+        return width - min(max(kept, multiple), width)
 
 
 def _examples(model: TorchModel, split: Split) -> tuple[Tensor, ...]:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_digits import DIGITS
+from torch import nn
+
+from compression.base import BrokenPromiseError, PassContext, PassRefusedError
+from compression.data import Split, Splits
+from compression.distillation import Distillation, DistillationSettings, soft_cross_entropy
+from compression.export import export
+from compression.model import OnnxModel, TorchModel
+from compression.pruning import StructuredPruning, StructuredPruningSettings
+from compression.training import Training, predict, seeded
+
+
+def distillation(**settings: object) -> Distillation:
+    return Distillation(DistillationSettings.model_validate({"epochs": 3, **settings}))
+
+
+def test_a_fresh_student_learns_from_the_teacher(
+    reference: TorchModel, artifact: OnnxModel, context: PassContext
+) -> None:
+    distill = distillation(epochs=5)
+    distill.requires(reference, context)
+    student = distill.run(reference, context)
+    facts = distill.ensures(reference, student, context)
+    assert facts["student_parameters"] < facts["teacher_parameters"]
+    assert facts["agreement"] > 0.9 > facts["chance"]
+    distill.holds(facts, export(student))
+    with pytest.raises(BrokenPromiseError, match="A later step made it grow"):
+        distill.holds({**facts, "teacher_parameters": 10}, artifact)
+
+
+def test_labels_are_not_needed(reference: TorchModel, context: PassContext) -> None:
+    bare = {name: replace(getattr(context.splits, name), labels=None) for name in ("train", "validation")}
+    unlabelled = replace(context, splits=replace(context.splits, **bare))
+    distill = distillation()
+    distill.requires(reference, unlabelled)
+    student = distill.run(reference, unlabelled)
+    assert distill.ensures(reference, student, unlabelled)["agreement"] > 0.3
+
+
+def test_a_pruned_model_is_taught_further(reference: TorchModel, context: PassContext) -> None:
+    pruned = StructuredPruning(StructuredPruningSettings(epochs=0)).run(reference, context)
+    distill = distillation(student="current", epochs=2)
+    distill.requires(pruned, context)
+    taught = distill.run(pruned, context)
+    facts = distill.ensures(pruned, taught, context)
+    assert facts["student_parameters"] == sum(weight.numel() for weight in pruned.module.parameters())
+
+
+def test_a_student_that_learned_nothing_breaks_the_promise(
+    reference: TorchModel, context: PassContext
+) -> None:
+    distill = distillation()
+    assert context.student is not None
+    with seeded(context.seed):
+        untaught = TorchModel(context.student(), DIGITS)
+    with pytest.raises(BrokenPromiseError, match="weights did not change"):
+        distill.ensures(reference, untaught, context)
+    with torch.no_grad():
+        for weight in untaught.module.parameters():
+            weight.zero_()
+    with pytest.raises(BrokenPromiseError, match="agrees with its teacher on"):
+        distill.ensures(reference, untaught, context)
+
+
+def test_it_is_refused_without_a_teacher_a_student_or_an_imitation(
+    reference: TorchModel, context: PassContext
+) -> None:
+    with pytest.raises(PassRefusedError, match="no reference"):
+        distillation().requires(reference, replace(context, reference=None))
+    with pytest.raises(PassRefusedError, match="makes no student"):
+        distillation().requires(reference, replace(context, student=None))
+    with pytest.raises(PassRefusedError, match="cannot be imitated"):
+        distillation().requires(reference, replace(context, training=Training(loss="triplet")))
+    with pytest.raises(PassRefusedError, match="prune first"):
+        distillation(student="current").requires(reference, context)
+
+
+def test_the_soft_loss_is_zero_for_the_teacher_itself_and_keeps_its_scale_when_softened() -> None:
+    teacher = torch.tensor([[4.0, 1.0, 0.0]])
+    student = torch.tensor([[0.1, 0.0, 0.2]], requires_grad=True)
+    assert float(soft_cross_entropy((teacher,), (teacher,), 4.0)) == pytest.approx(0.0, abs=1e-6)
+    sizes = []
+    for temperature in (8.0, 80.0):
+        (gradient,) = torch.autograd.grad(soft_cross_entropy((student,), (teacher,), temperature), student)
+        sizes.append(float(gradient.norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.2)
+
+
+def test_a_regressor_imitates_outputs(splits: Splits, context: PassContext) -> None:
+    with seeded(0):
+        teacher = TorchModel(nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).eval(), DIGITS)
+    task = replace(
+        context,
+        reference=teacher,
+        student=lambda: nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)),
+        training=Training(loss="mse", learning_rate=1e-2),
+        splits=replace(
+            splits,
+            **{name: Split(split.inputs, predict(teacher, split)[0]) for name, split in splits.items()},
+        ),
+    )
+    distill = distillation(epochs=6)
+    distill.requires(teacher, task)
+    facts = distill.ensures(teacher, distill.run(teacher, task), task)
+    assert facts["agreement"] > 0.5
+    assert np.isclose(facts["chance"], 0.0)

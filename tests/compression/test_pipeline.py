@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from small_digits import accuracy, digits_net, silent
+
+from compression import registry
+from compression.base import (
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+)
+from compression.inspection import parameters, quantized_operators
+from compression.model import Form, OnnxModel, TorchModel
+from compression.pipeline import (
+    MemoryCache,
+    RecipeError,
+    RecipeRefusedError,
+    Stage,
+    check,
+    compress,
+    pass_versions,
+)
+from compression.pruning import StructuredPruning
+from compression.recipe import Recipe, Step, step
+from compression.registry import StepError, make_pass
+
+PRUNE = step("prune-structured", epochs=1)
+TEACH = step("distill", student="current", epochs=2)
+
+
+def recipe(*steps: Step) -> Recipe:
+    return Recipe(name="tried", steps=steps)
+
+
+class LyingPruning(StructuredPruning):
+    """Says that it prunes."""
+
+    def run(self, model: TorchModel, context: PassContext) -> TorchModel:
+        return model
+
+
+class Crashing(Pass[Settings, OnnxModel, OnnxModel]):
+    """Fails in a way that it does not explain."""
+
+    name = "crashing"
+    version = 7
+    takes = Form.ONNX
+    gives = Form.ONNX
+    settings_class = Settings
+
+    def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:
+        raise ZeroDivisionError("division by zero")
+
+    def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
+        return {}
+
+
+class CountingCache(MemoryCache):
+    """Remembers which stages were found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Stage] = []
+
+    def get(self, key: str) -> Stage | None:
+        stage = super().get(key)
+        if stage is not None:
+            self.found.append(stage)
+        return stage
+
+
+def test_no_steps_is_the_export(reference: TorchModel, artifact: OnnxModel, context: PassContext) -> None:
+    made = compress(recipe(), reference, context)
+    assert made.artifact.proto == artifact.proto
+    assert made.facts == ()
+    assert made.torch_model is reference
+
+
+def test_prune_teach_quantize_compose_in_order(
+    reference: TorchModel, artifact: OnnxModel, context: PassContext
+) -> None:
+    made = compress(recipe(PRUNE, TEACH, step("int8-static")), reference, context)
+    assert [entry["pass"] for entry in made.facts] == ["prune-structured", "distill", "int8-static"]
+    assert all(entry.keys() == {"pass", "version", "settings", "facts"} for entry in made.facts)
+    assert parameters(made.artifact) < 0.35 * parameters(artifact)
+    assert quantized_operators(made.artifact) == {"Conv": 3, "Gemm": 2}
+    assert accuracy(made.artifact, context.splits.test) > 0.9
+    assert made.torch_model is not None
+    assert made.torch_model is not reference
+
+
+def test_the_same_seed_gives_the_same_artifact(reference: TorchModel, context: PassContext) -> None:
+    twice = [compress(recipe(PRUNE, step("fp16")), reference, context) for _ in range(2)]
+    first, second = (made.artifact.proto.SerializeToString(deterministic=True) for made in twice)
+    assert first == second
+
+
+def test_an_onnx_source_takes_graph_passes_without_a_reference(
+    artifact: OnnxModel, context: PassContext
+) -> None:
+    made = compress(recipe(step("int8-static")), artifact, replace(context, reference=None))
+    assert made.torch_model is None
+    assert quantized_operators(made.artifact)
+
+
+def test_progress_rises_from_zero_to_one_and_names_the_pass(
+    reference: TorchModel, context: PassContext
+) -> None:
+    heard: list[tuple[str, float]] = []
+    listening = replace(context, report=lambda phrase, done: heard.append((phrase, done)))
+    compress(recipe(PRUNE, step("fp16")), reference, listening)
+    fractions = [done for _, done in heard]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+    assert heard[0][0].startswith("prune-structured: ")
+
+
+@pytest.mark.parametrize(
+    ("steps", "source", "says"),
+    [
+        ((step("fp16"), PRUNE), Form.TORCH, "after fp16 the model is an ONNX graph"),
+        ((PRUNE,), Form.ONNX, "at the start the model is an ONNX graph"),
+    ],
+)
+def test_an_order_that_cannot_work_is_refused_up_front(
+    steps: tuple[Step, ...], source: Form, says: str
+) -> None:
+    with pytest.raises(RecipeError, match=says):
+        check(recipe(*steps), source)
+
+
+def test_nothing_runs_when_the_order_cannot_work(reference: TorchModel, context: PassContext) -> None:
+    def fail(phrase: str, fraction: float) -> None:
+        raise AssertionError(phrase)
+
+    with pytest.raises(RecipeError, match="Put passes on modules before"):
+        compress(recipe(step("fp16"), PRUNE), reference, replace(context, report=fail))
+
+
+def test_a_pass_that_lies_is_caught(
+    reference: TorchModel, context: PassContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.PASSES, "prune-structured", LyingPruning)
+    with pytest.raises(RecipeError, match="prune-structured failed: no channel was removed") as caught:
+        compress(recipe(PRUNE), reference, context)
+    assert isinstance(caught.value.__cause__, BrokenPromiseError)
+    assert not isinstance(caught.value, PassRefusedError)
+
+
+def test_a_failure_names_what_went_before_and_keeps_its_cause(
+    artifact: OnnxModel, context: PassContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.PASSES, "crashing", Crashing)
+    says = "recipe tried: crashing failed after fp16: ZeroDivisionError: division by zero"
+    with pytest.raises(RecipeError, match=says) as caught:
+        compress(recipe(step("fp16"), step("crashing")), artifact, context)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_refusal_stays_a_refusal(artifact: OnnxModel, context: PassContext) -> None:
+    says = "int8-dynamic was refused after int8-static: the model is quantized already"
+    with pytest.raises(RecipeRefusedError, match=says):
+        compress(recipe(step("int8-static"), step("int8-dynamic")), artifact, context)
+
+
+def test_a_step_that_a_later_one_undoes_is_caught_on_the_finished_artifact(
+    reference: TorchModel, context: PassContext
+) -> None:
+    nearly = replace(context, student=lambda: digits_net((16, 32, 56), 32))
+    steps = (PRUNE, step("distill", student="factory", epochs=2))
+    with pytest.raises(RecipeError, match="prune-structured does not hold on the finished artifact"):
+        compress(recipe(*steps), reference, nearly)
+
+
+def test_recipes_that_begin_alike_share_their_beginning(reference: TorchModel, context: PassContext) -> None:
+    cache = CountingCache()
+    alone = compress(recipe(PRUNE), reference, context, cache=cache)
+    assert cache.found == []
+    longer = compress(recipe(PRUNE, step("int8-static")), reference, context, cache=cache)
+    assert [stage.model for stage in cache.found] == [alone.torch_model]
+    assert longer.facts[0] == alone.facts[0]
+    assert longer.torch_model is alone.torch_model
+
+
+def test_another_seed_or_other_data_or_settings_share_nothing(
+    artifact: OnnxModel, context: PassContext
+) -> None:
+    cache = CountingCache()
+    static = step("int8-static")
+    compress(recipe(static), artifact, context, cache=cache)
+    compress(recipe(static), artifact, replace(context, seed=1), cache=cache)
+    compress(recipe(step("int8-static", rows=64)), artifact, context, cache=cache)
+    shorter = replace(context.splits, test=context.splits.test.take(slice(0, 50)))
+    compress(recipe(static), artifact, replace(context, splits=shorter), cache=cache)
+    assert cache.found == []
+    compress(recipe(static), artifact, replace(context, report=silent), cache=cache)
+    assert len(cache.found) == 1
+
+
+def test_versions_name_each_pass_once() -> None:
+    assert pass_versions(recipe(PRUNE, TEACH, step("fp16"))) == {
+        "prune-structured": 1,
+        "distill": 1,
+        "fp16": 1,
+    }
+
+
+def test_an_unknown_pass_lists_what_exists() -> None:
+    with pytest.raises(StepError, match=r'unknown pass "magic". Use one of distill, fp16, int8-dynamic'):
+        make_pass(step("magic"))
+    with pytest.raises(RecipeError, match="recipe tried: unknown pass"):
+        check(recipe(step("magic")), Form.TORCH)
+
+
+def test_wrong_settings_are_named_with_what_the_pass_takes() -> None:
+    with pytest.raises(StepError, match=r'"ratio": Input should be less than 1.*It takes ratio, importance'):
+        make_pass(step("prune-structured", ratio=2))
+    with pytest.raises(StepError, match='"rato": Extra inputs are not permitted'):
+        make_pass(step("prune-structured", rato=0.5))
+
+
+def test_passes_are_registered_under_their_own_names() -> None:
+    assert {name: each.name for name, each in registry.PASSES.items()} == {
+        name: name for name in registry.PASSES
+    }

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from small_digits import accuracy
+
+from compression.base import BrokenPromiseError, PassContext, PassRefusedError
+from compression.inference import infer
+from compression.inspection import weights_by_dtype
+from compression.model import OnnxModel
+from compression.precision import Float16, Float16Settings
+
+FP16 = Float16(Float16Settings())
+
+
+def with_weight(model: OnnxModel, value: float) -> OnnxModel:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    weight = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4)
+    array = numpy_helper.to_array(weight).copy()
+    array.flat[0] = value
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    return OnnxModel(proto, model.signature)
+
+
+def test_weights_are_half_as_large_and_answers_stay(artifact: OnnxModel, context: PassContext) -> None:
+    before = artifact.proto.SerializeToString(deterministic=True)
+    half = FP16.run(artifact, context)
+    facts = FP16.ensures(artifact, half, context)
+    assert artifact.proto.SerializeToString(deterministic=True) == before
+    assert set(weights_by_dtype(half)) == {"float16"}
+    assert facts["bytes_after"] < 0.6 * facts["bytes_before"]
+    assert infer(half, context.splits.test, 1)[0].dtype == np.float32
+    assert accuracy(half, context.splits.test) >= accuracy(artifact, context.splits.test) - 0.01
+    onnx.checker.check_model(half.proto, full_check=True)
+
+
+def test_a_weight_beyond_its_range_is_refused(artifact: OnnxModel, context: PassContext) -> None:
+    with pytest.raises(PassRefusedError, match="holds 1e\\+06, beyond the 65504"):
+        FP16.requires(with_weight(artifact, 1e6), context)
+
+
+def test_a_weight_too_small_for_it_is_no_trouble(artifact: OnnxModel, context: PassContext) -> None:
+    tiny = with_weight(artifact, 1e-9)
+    FP16.ensures(tiny, FP16.run(tiny, context), context)
+
+
+def test_doing_nothing_breaks_the_promise(artifact: OnnxModel, context: PassContext) -> None:
+    with pytest.raises(BrokenPromiseError, match="no weight became float16"):
+        FP16.ensures(artifact, artifact, context)
+
+
+def test_keeping_every_operator_is_found_out(artifact: OnnxModel, context: PassContext) -> None:
+    operators = tuple({node.op_type for node in artifact.proto.graph.node})
+    timid = Float16(Float16Settings(keep_float32=operators))
+    with pytest.raises(BrokenPromiseError):
+        timid.ensures(artifact, timid.run(artifact, context), context)
+
+
+def test_it_is_not_done_twice(artifact: OnnxModel, context: PassContext) -> None:
+    with pytest.raises(PassRefusedError, match="no float32 weights"):
+        FP16.requires(FP16.run(artifact, context), context)
+
+
+def test_undoing_it_later_is_found_out(artifact: OnnxModel, context: PassContext) -> None:
+    facts = FP16.ensures(artifact, FP16.run(artifact, context), context)
+    with pytest.raises(BrokenPromiseError, match="still float16"):
+        FP16.holds(facts, artifact)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_digits import DIGITS, digits_net, silent
+from torch import nn
+
+from compression.data import Split, Splits
+from compression.model import TorchModel
+from compression.signature import Signature, TensorSpec
+from compression.training import Training, TrainingError, fit, predict, seeded
+
+QUICK = Training(epochs=2)
+
+
+def fresh() -> TorchModel:
+    with seeded(1):
+        return TorchModel(digits_net((8, 8, 16), 16), DIGITS)
+
+
+def trained(splits: Splits, training: Training = QUICK, seed: int = 0) -> TorchModel:
+    return fit(fresh(), splits.train, splits.validation, training, seed=seed, report=silent)
+
+
+def test_the_reference_learns(reference: TorchModel, splits: Splits) -> None:
+    assert splits.test.labels is not None
+    assert (predict(reference, splits.test)[0].argmax(1) == splits.test.labels).mean() > 0.95
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(splits: Splits) -> None:
+    assert trained(splits).weights_digest() == trained(splits).weights_digest()
+    assert trained(splits).weights_digest() != trained(splits, seed=1).weights_digest()
+
+
+def test_fitting_leaves_the_callers_model_and_randomness_alone(splits: Splits) -> None:
+    model = fresh()
+    before, state = model.weights_digest(), torch.get_rng_state()
+    fit(model, splits.train, splits.validation, QUICK, seed=0, report=silent)
+    assert model.weights_digest() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_best_epoch_is_kept_not_the_last(splits: Splits) -> None:
+    losses: list[float] = []
+
+    def listen(phrase: str, fraction: float) -> None:
+        losses.append(float(phrase.rsplit(" ", 1)[1]))
+
+    wild = Training(epochs=6, learning_rate=0.05)
+    model = fit(fresh(), splits.train, splits.validation, wild, seed=3, report=listen)
+    logits = torch.from_numpy(predict(model, splits.validation)[0])
+    kept = nn.functional.cross_entropy(logits, torch.from_numpy(splits.validation.labels))
+    assert float(kept) == pytest.approx(min(losses), abs=1e-4)
+    assert not model.module.training
+
+
+def test_autocast_learns_too(splits: Splits) -> None:
+    model = trained(splits, Training(epochs=4, learning_rate=1e-2, autocast=True))
+    assert splits.test.labels is not None
+    assert (predict(model, splits.test)[0].argmax(1) == splits.test.labels).mean() > 0.7
+
+
+def test_progress_ends_at_one(splits: Splits) -> None:
+    fractions: list[float] = []
+    fit(
+        fresh(), splits.train, splits.validation, QUICK, seed=0, report=lambda _, done: fractions.append(done)
+    )
+    assert fractions == [0.5, 1.0]
+
+
+def test_inputs_reach_the_module_in_signature_order_and_outputs_come_back_so() -> None:
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.scale * (left - right), left
+
+    tensors = [TensorSpec(name, "float32", ("batch", 2)) for name in ("left", "right", "difference", "same")]
+    model = TorchModel(Difference(), Signature(tuple(tensors[:2]), tuple(tensors[2:])))
+    left, right = np.full((3, 2), 5, np.float32), np.full((3, 2), 2, np.float32)
+    difference, same = predict(model, Split({"right": right, "left": left}))
+    assert (difference == 3).all()
+    assert (same == 5).all()
+
+
+def test_a_regression_is_trained_on_squared_error() -> None:
+    values = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    split = Split({"x": values}, values.sum(1))
+    x, y = TensorSpec("x", "float32", ("batch", 3)), TensorSpec("y", "float32", ("batch", 1))
+    with seeded(0):
+        model = TorchModel(nn.Linear(3, 1), Signature((x,), (y,)))
+    training = Training(loss="mse", epochs=40, learning_rate=0.1, weight_decay=0.0)
+    model = fit(model, split, split, training, seed=0, report=silent)
+    assert np.abs(predict(model, split)[0][:, 0] - split.labels).max() < 0.1
+
+
+def test_a_last_batch_of_one_row_does_not_break_batch_normalization(splits: Splits) -> None:
+    odd = splits.train.take(slice(0, 65))
+    fit(fresh(), odd, splits.validation, Training(epochs=1, batch_size=64), seed=0, report=silent)
+
+
+def test_missing_labels_are_an_error_that_says_so(splits: Splits) -> None:
+    bare = replace(splits.train, labels=None)
+    with pytest.raises(TrainingError, match="needs labels"):
+        fit(fresh(), bare, splits.validation, QUICK, seed=0, report=silent)
+
+
+def test_an_unknown_loss_lists_the_known_ones(splits: Splits) -> None:
+    with pytest.raises(TrainingError, match=r'unknown loss "hinge". Use one of cross_entropy, mse'):
+        trained(splits, Training(loss="hinge"))
+
+
+def test_a_loss_that_explodes_is_an_error(splits: Splits) -> None:
+    poisoned = Split({"image": np.full((64, 64), np.nan, np.float32)}, np.zeros(64, np.int64))
+    with pytest.raises(TrainingError, match="validation loss is nan"):
+        fit(fresh(), poisoned, splits.validation, QUICK, seed=0, report=silent)
