@@ -366,6 +366,8 @@ def test_deep_nesting_is_a_400(depth: int) -> None:
         (image(data=[[1, 2], 3, 4]), "has ragged data"),
         (image(data=[[[1, 2, 3, 4]]]), "has ragged data"),
         (image(data=[[1], [2], [3], [4]]), "has ragged data"),
+        (image(data=[[[1], [2], [3], [4]]]), "has ragged data"),
+        (image(shape=[2, 4], data=[[1, 2, 3], [4, 5, 6, 7, 8]]), "has ragged data"),
         (image(data=1), "has 1 as data; expected a list"),
         (image(data=None), "has neither data nor binary_data_size"),
         (image(parameters={"binary_data_size": 16}), "has both data and binary_data_size"),
