@@ -45,6 +45,12 @@ class BadRequestError(ClientError):
     """Malformed, or a wrong name, dtype, shape, tier or parameter."""
 
 
+class ForbiddenError(ClientError):
+    """The caller may not do this."""
+
+    status = 403
+
+
 class NotFoundError(ClientError):
     """Unknown model, variant or path; the message lists what exists."""
 

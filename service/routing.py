@@ -163,7 +163,8 @@ def _refusal(
     if alone_ms > slo.deadline_ms:
         return UnmeetableSloError(
             f"no variant at a quality ratio of {slo.floor:g} answers {rows} row(s) within "
-            f"{slo.deadline_ms:g} ms; the nearest is {best.name} with {alone_ms:.3f} ms. Send fewer rows, or give more time."
+            f"{slo.deadline_ms:g} ms; the nearest is {best.name} with {alone_ms:.3f} ms. "
+            "Send fewer rows, or give more time."
         )
     return UnavailableError(
         f"the queue is {wait_ms:.0f} ms long, more than the deadline of {slo.deadline_ms:g} ms leaves. "

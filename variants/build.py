@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from variants.build_job import GOLDEN_FILE, Job, Outcome, Planned, Prepared, Result
+from variants.build_job import Job, Outcome, Planned, Prepared, Result
 from variants.card import Card, Entry, Failure
 from variants.catalog import (
+    GOLDEN_FILE,
     MODEL_FILE,
     SAMPLES_FILE,
     VALIDATION_FILE,

@@ -12,8 +12,6 @@ from variants.scorecard import Scorecard
 from variants.serving_spec import ServingSpec
 from variants.variant import Lineage
 
-GOLDEN_FILE = "golden.npz"
-
 
 @dataclass(frozen=True)
 class Job:

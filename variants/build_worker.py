@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from compression.base import CompressionError, PassContext, PassRefusedError
@@ -21,14 +20,14 @@ from compression.pipeline import Compressed, compress, pass_versions
 from compression.recipe import Recipe
 from compression.registry import PASSES
 from variants import document
-from variants.build_job import GOLDEN_FILE, Job, Outcome, Planned, Prepared, Result, build_key
-from variants.catalog import MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE, sha256
+from variants.build_job import Job, Outcome, Planned, Prepared, Result, build_key
+from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE, sha256
 from variants.host import installed_version, this_host
 from variants.parity import ParityError, verify
 from variants.profiling import predict
 from variants.reference import reference_model
 from variants.runtime import open_session, reference_runtime
-from variants.samples import write_split
+from variants.samples import write_golden, write_split
 from variants.scorecard import Scorecard
 from variants.spec import ModelSpec, load_spec
 from variants.variant import Lineage
@@ -104,10 +103,7 @@ def _write_golden(folder: Path, splits: Splits) -> None:
     """Real rows with the outputs that this artifact gave for them where it was built."""
     rows = splits.calibration.take(slice(0, _GOLDEN_ROWS))
     outputs = predict(open_session(folder / MODEL_FILE, reference_runtime(this_host())), rows)
-    arrays = {f"input:{name}": array for name, array in rows.inputs.items()}
-    arrays |= {f"output:{name}": array for name, array in outputs.items()}
-    with (folder / GOLDEN_FILE).open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_golden(folder / GOLDEN_FILE, rows.inputs, outputs)
 
 
 def _score(path: Path, compressed: Compressed, parity: dict[str, float], seconds: float) -> Scorecard:

@@ -30,11 +30,12 @@ from variants.card import Card
 from variants.home import subfolder
 from variants.host import installed_version
 from variants.scorecard import Scorecard
-from variants.variant import Variant, VariantId
+from variants.variant import Life, Variant, VariantId
 
 log = logging.getLogger("mipgate.catalog")
 
 MODEL_FILE = "model.onnx"
+GOLDEN_FILE = "golden.npz"
 SCORECARD_FILE = "scorecard.json"
 VARIANT_FILE = "variant.json"
 CARD_FILE = "card.json"
@@ -68,6 +69,11 @@ class StoredVariant:
     def model_path(self) -> Path:
         """Path of the ONNX file."""
         return self.folder / MODEL_FILE
+
+    @property
+    def golden_path(self) -> Path:
+        """Path of the rows with the outputs that it gave where it was built."""
+        return self.folder / GOLDEN_FILE
 
 
 class Catalog:
@@ -302,6 +308,19 @@ class Catalog:
                 raise DamagedArtifactError(f"{name} of {tag} is missing. {remedy}")
             if sha256(path) != digest:
                 raise DamagedArtifactError(f"{name} of {tag} has another sha256 than was published. {remedy}")
+
+
+def released_tags(catalog: Catalog) -> list[str]:
+    """Tags of what a Bento packs: each model's card and its released variants."""
+    tags = []
+    for model in catalog.models():
+        try:
+            released = [e.id.tag for e in catalog.card(model).entries if e.life is Life.RELEASED]
+        except (DamagedArtifactError, document.DocumentError) as error:
+            log.error("model %s is left out: %s", model, error)
+            continue
+        tags += [catalog.card_tag(model), *released]
+    return tags
 
 
 def bento_references() -> dict[str, set[str]]:

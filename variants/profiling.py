@@ -27,7 +27,7 @@ from variants.samples import read_split
 _SECONDS_PER_BATCH_SIZE = 0.4
 _FEWEST_CALLS = 20
 _MOST_CALLS = 400
-_WARM_UP_CALLS = 5
+_WARM_UP_SECONDS = 0.05
 _QUALITY_BATCH = 32
 
 
@@ -86,7 +86,9 @@ def measure(job: ProfilingJob) -> Profile:
 
 def time_batch(session: Session, batch: Mapping[str, Array]) -> Latency:
     """Percentiles of the time of one call with this batch, in milliseconds."""
-    for _ in range(_WARM_UP_CALLS):
+    warm = time.perf_counter() + _WARM_UP_SECONDS
+    session.run(batch)
+    while time.perf_counter() < warm:
         session.run(batch)
     times: list[float] = []
     end = time.perf_counter() + _SECONDS_PER_BATCH_SIZE

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+_PIPE_WIDTH = 240
 
 json_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs."
@@ -21,14 +24,14 @@ def print_json(document: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Prints a table; columns whose title ends in a space's worth of `>` are flush right."""
+    """Prints a table; columns whose title ends in `>` are flush right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
+    # A pipe has no width to fit into: cutting cells there would lose figures.
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
 
 def human_bytes(count: float) -> str:

@@ -1,0 +1,220 @@
+"""The hot path: a raw ASGI app outermost of BentoML's, answering everything under `/v2`.
+
+Two error branches only: errors of `service.errors` carry their status and message; all else is a bug, whose
+traceback is logged and whose answer is a fixed text. It always answers: BentoML would leave a request
+whose app raised hanging until its timeout.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from service.errors import (
+    INTERNAL_MESSAGE,
+    BadRequestError,
+    MediaTypeError,
+    NotFoundError,
+    PathTooLongError,
+    ServiceError,
+    TooLargeError,
+)
+from service.fleet import LoadedModel, LoadedVariant
+from service.inference import Answer, Inference
+from service.protocol import InferRequest, encode
+from service.repository import Repository
+from service.routing import SLO_HEADERS
+
+log = logging.getLogger("mipgate.data_plane")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+_MAX_PATH = 2048
+_MEDIA_TYPES = (b"application/json", b"application/octet-stream")
+_JSON: Headers = [(b"content-type", b"application/json")]
+_BINARY: Headers = [(b"content-type", b"application/octet-stream")]
+_MAX_ROUTES = 4096
+
+Target = tuple[LoadedModel, LoadedVariant | None]
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+class DataPlane:
+    """Answers `/v2`; hands everything else to BentoML's app."""
+
+    def __init__(self, app: App, inference: Inference, repository: Repository, max_body_bytes: int) -> None:
+        self._app = app
+        self._inference = inference
+        self._repository = repository
+        self._max_body = max_body_bytes
+        self._targets: dict[str, Target] = {}
+        self._response_headers: dict[tuple[str, str, bool], Headers] = {}
+        repository.on_change(self._targets.clear)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one connection event of ASGI."""
+        if scope["type"] != "http" or not scope["path"].startswith("/v2"):
+            await self._app(scope, receive, send)
+            return
+        arrived = perf_counter()
+        try:
+            path: str = scope["path"]
+            if scope["method"] == "POST" and path.endswith("/infer"):
+                await self._infer(path, scope, receive, send, arrived)
+            else:
+                await self._control(path, scope, receive, send)
+        except ClientGoneError:
+            log.debug("the client left before its request was read")
+        except ServiceError as error:
+            await _send_json(send, error.status, {"error": str(error)}, error.headers())
+        except Exception:
+            log.exception("a request to %s failed", scope["path"][:200])
+            await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, [])
+
+    async def _infer(self, path: str, scope: Scope, receive: Receive, send: Send, arrived: float) -> None:
+        model, pinned = self._targets.get(path) or self._find(path)
+        model.inflight.inc()
+        try:
+            request, parameters = await self._read(model, pinned, scope, receive)
+            answer = await self._inference.infer(model, pinned, request, parameters, arrived)
+        finally:
+            model.inflight.dec()
+        request_id = request.id or self._inference.new_id()
+        said = {
+            "variant": answer.variant.name,
+            "tier": answer.tier,
+            "degraded": answer.degraded,
+            "request_id": request_id,
+        }
+        payload, json_length = encode(
+            model.name, answer.variant.version, request_id, request, answer.outputs, model.signature, said
+        )
+        headers = self._headers(answer, json_length)
+        headers.append((b"x-mipgate-request-id", request_id.encode()))
+        headers.append((b"server-timing", _timing(answer)))
+        headers.append((b"content-length", str(len(payload)).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": payload})
+
+    async def _read(
+        self, model: LoadedModel, pinned: LoadedVariant | None, scope: Scope, receive: Receive
+    ) -> tuple[InferRequest, dict[str, Any]]:
+        """The decoded request, and what it asks for: parameters win over headers."""
+        try:
+            header_length, parameters = self._read_headers(scope["headers"])
+            request = model.decoder.decode(await self._read_body(receive), header_length)
+        except ServiceError as error:
+            self._inference.count_error(model, pinned, model.slo.default.tier.name, error)
+            raise
+        return request, {**parameters, **request.parameters} if parameters else request.parameters
+
+    async def _control(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Everything but inference: rare, and small."""
+        body = await self._read_body(receive) if scope["method"] == "POST" else b""
+        await _send_json(send, 200, await self._repository.answer(scope, path, body), [])
+
+    def _find(self, path: str) -> Target:
+        """Model and pinned variant of an infer path; found ones are remembered."""
+        if len(path) > _MAX_PATH:
+            raise PathTooLongError(f"the path has {len(path)} characters; {_MAX_PATH} are taken. Shorten it.")
+        parts = [unquote(part) for part in path.split("/")]
+        match parts:
+            case ["", "v2", "models", name, "infer"]:
+                version = None
+            case ["", "v2", "models", name, "versions", version, "infer"]:
+                pass
+            case _:
+                raise NotFoundError(f'unknown path "{path[:200]}". GET /v2/openapi.json lists what exists.')
+        model = self._inference.fleet.find(name)
+        target = (model, None if version is None else model.pinned(version))
+        if len(self._targets) < _MAX_ROUTES:
+            self._targets[path] = target
+        return target
+
+    def _read_headers(self, headers: Headers) -> tuple[int | None, dict[str, Any]]:
+        """The length of the binary extension's JSON, and objectives stated in headers."""
+        length: int | None = None
+        parameters: dict[str, Any] = {}
+        for name, value in headers:
+            if name == b"content-type":
+                if value not in _MEDIA_TYPES and value.partition(b";")[0].strip().lower() not in _MEDIA_TYPES:
+                    raise MediaTypeError(
+                        f'media type "{value[:80].decode("latin-1")}" is not read here. '
+                        "Send Content-Type: application/json or application/octet-stream."
+                    )
+            elif name == b"content-length":
+                if value.isdigit() and int(value) > self._max_body:
+                    raise self._too_large()
+            elif name == b"inference-header-content-length":
+                if not (value.isdigit() and len(value) < 12):
+                    raise BadRequestError(
+                        "Inference-Header-Content-Length is no whole number. Send the JSON's length in bytes."
+                    )
+                length = int(value)
+            elif name == b"content-encoding" and value not in (b"identity", b""):
+                raise MediaTypeError("compressed bodies are not read here. Send the body uncompressed.")
+            elif name in SLO_HEADERS:
+                parameters[SLO_HEADERS[name]] = value.decode("latin-1")
+        return length, parameters
+
+    async def _read_body(self, receive: Receive) -> bytes:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > self._max_body:
+                raise self._too_large()
+            return body
+        chunks, size = [body], len(body)
+        while message.get("more_body", False):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._max_body:
+                raise self._too_large()
+        return b"".join(chunks)
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(
+            f"the body is larger than {self._max_body} bytes. Send less, or raise MIPGATE_MAX_BODY_BYTES."
+        )
+
+    def _headers(self, answer: Answer, json_length: int | None) -> Headers:
+        key = (answer.variant.name, answer.tier, answer.degraded)
+        fixed = self._response_headers.get(key)
+        if fixed is None:
+            fixed = self._response_headers[key] = [
+                (b"x-mipgate-variant", answer.variant.name.encode()),
+                (b"x-mipgate-tier", answer.tier.encode()),
+                (b"x-mipgate-degraded", b"true" if answer.degraded else b"false"),
+            ]
+        if json_length is None:
+            return _JSON + fixed
+        return [*_BINARY, *fixed, (b"inference-header-content-length", str(json_length).encode())]
+
+
+def _timing(answer: Answer) -> bytes:
+    return b"queue;dur=%.3f, infer;dur=%.3f" % (answer.queue_s * 1e3, answer.infer_s * 1e3)
+
+
+async def _send_json(send: Send, status: int, document: Any, headers: Headers) -> None:
+    body = orjson.dumps(document)
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*_JSON, length, *headers]})
+    await send({"type": "http.response.body", "body": body})

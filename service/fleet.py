@@ -1,0 +1,269 @@
+"""The models that this worker has loaded: sessions, readers of requests, and what the router may choose."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from prometheus_client import Gauge
+
+from compression.signature import Array, Signature
+from service.errors import NotFoundError, UnavailableError
+from service.metrics import Metrics
+from service.protocol import RequestDecoder
+from service.routing import Candidate, SloReader
+from service.statistics import Statistics
+from variants.assessment import Standing, assess_model, describe
+from variants.card import Card
+from variants.catalog import Catalog, CatalogError, StoredVariant
+from variants.document import DocumentError
+from variants.host import Host
+from variants.profile import Profile
+from variants.profiler import profile_model
+from variants.progress import Lines
+from variants.runtime import Runtime, RuntimeUnavailableError, open_session
+from variants.samples import read_golden
+from variants.serving_spec import ServingSpec
+from variants.variant import Life, Status
+
+log = logging.getLogger("mipgate.fleet")
+
+_WARM_UP_ROWS = (1, 1, 8)
+_TABLE_ROWS = 256
+
+
+class LoadedVariant:
+    """A variant with an open session: what the scheduler runs."""
+
+    def __init__(self, standing: Standing, spec: ServingSpec, metrics: Metrics, max_batch_rows: int) -> None:
+        """Opens and warms the session.
+
+        Raises:
+            RuntimeUnavailableError: The runtime that serves it refuses it now.
+        """
+        if standing.profile is None or standing.stored is None:
+            raise RuntimeUnavailableError(standing.reason)
+        self.id = standing.entry.id
+        self.key = str(self.id)
+        self.version = self.id.version
+        self.name = self.id.recipe
+        self.standing = standing
+        self.profile: Profile = standing.profile
+        self.max_batch_rows = max_batch_rows
+        self.statistics = Statistics()
+        runtime = Runtime(self.profile.runtime, self.profile.precision, self.profile.threads)
+        self._session = open_session(standing.stored.model_path, runtime)
+        self._reorder = _positions(self._session.output_names, [spec.name for spec in spec.signature.outputs])
+        self._free_axes = any(isinstance(axis, str) for s in spec.signature.inputs for axis in s.shape[1:])
+        self._predictions = [self.profile.predict_ms(rows) for rows in range(1, _TABLE_ROWS + 1)]
+        self._inference_duration = metrics.inference_duration.labels(self.id.model, self.name)
+        self._batch_size = metrics.batch_size.labels(self.id.model, self.name)
+        self.queue_duration = metrics.queue_duration.labels(self.id.model, self.name)
+        self._warm_up(standing.stored)
+
+    def _warm_up(self, stored: StoredVariant) -> None:
+        """Runs the golden rows, so that the first request does not pay for lazy initialization."""
+        inputs, _ = read_golden(stored.golden_path)
+        for rows in _WARM_UP_ROWS:
+            self.run({name: array[:rows] for name, array in inputs.items()})
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Runs one batch; outputs `(rows, ...)` in the order of the signature."""
+        outputs = self._session.run(inputs)
+        return outputs if self._reorder is None else [outputs[position] for position in self._reorder]
+
+    def predict_ms(self, rows: int) -> float:
+        """Predicted time of a batch."""
+        return self._predictions[rows - 1] if rows <= _TABLE_ROWS else self.profile.predict_ms(rows)
+
+    def shape_key(self, inputs: Mapping[str, Array]) -> Hashable:
+        """Requests share a batch when all axes but the first have the same lengths."""
+        return tuple(array.shape[1:] for array in inputs.values()) if self._free_axes else None
+
+    def executed(self, rows: int, requests: int, seconds: float) -> None:
+        """Counts a batch that ran."""
+        self.statistics.executed(rows, seconds)
+        self._inference_duration.observe(seconds)
+        self._batch_size.observe(rows)
+
+
+@dataclass
+class LoadedModel:
+    """A model as this worker serves it.
+
+    Attributes:
+        card: The card that it was loaded from.
+        decoder: Reads its requests.
+        slo: Reads what its requests ask for.
+        variants: By `recipe@build`, and by recipe for the build that a bare name means.
+        candidates: What the router may choose from.
+        refused: Why a variant does not serve, by recipe and `recipe@build`.
+        document: What `mipgate show --json` prints.
+        inflight: Its gauge of requests in flight.
+    """
+
+    card: Card
+    decoder: RequestDecoder
+    slo: SloReader
+    document: dict[str, Any]
+    inflight: Gauge
+    variants: dict[str, LoadedVariant] = field(default_factory=dict)
+    candidates: list[Candidate] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return self.card.spec.model
+
+    @property
+    def signature(self) -> Signature:
+        """Its inputs and outputs."""
+        return self.card.spec.signature
+
+    @property
+    def versions(self) -> list[str]:
+        """Names of the variants that answer: recipes in the card's order, without repetition."""
+        return list(dict.fromkeys(variant.name for variant in self.variants.values()))
+
+    def pinned(self, version: str) -> LoadedVariant:
+        """The variant of a recipe or exact build.
+
+        Raises:
+            NotFoundError: There is none.
+            UnavailableError: There is, but it is refused on this host.
+        """
+        variant = self.variants.get(version)
+        if variant is not None:
+            return variant
+        if reason := self.refused.get(version):
+            raise UnavailableError(
+                f"{self.name}/{version} is refused: {reason}. Use another variant or a tier.", "refused", 30.0
+            )
+        raise NotFoundError(
+            f'{self.name} has no variant "{version[:80]}". It has {", ".join(self.versions)}.'
+        )
+
+
+class Fleet:
+    """All models of one worker."""
+
+    def __init__(self, catalog: Catalog, host: Host, metrics: Metrics, max_batch_rows: int) -> None:
+        self._catalog = catalog
+        self._host = host
+        self._metrics = metrics
+        self._max_batch_rows = max_batch_rows
+        self.models: dict[str, LoadedModel] = {}
+
+    def registered(self) -> list[str]:
+        """Names of all models of the catalog, loaded or not."""
+        return self._catalog.models()
+
+    def load_all(self) -> None:
+        """Loads every registered model; one that cannot be loaded is logged and left out."""
+        for name in self._catalog.models():
+            try:
+                self.load(name)
+            except (CatalogError, DocumentError) as error:
+                log.error("model %s is not served: %s", name, error)
+
+    def load(self, name: str) -> LoadedModel:
+        """Loads a model, or loads it anew; requests go to the new one once it is ready.
+
+        A model without profiles of this host is profiled first.
+
+        Raises:
+            CatalogError: It is not registered, or its card is damaged.
+        """
+        card = self._catalog.card(name)
+        if card.hosts.get(self._host.fingerprint) is None:
+            log.warning("%s was not profiled on this host (%s); profiling", name, self._host.fingerprint)
+            profile_model(self._catalog, name, self._host, Lines(), again=False)
+        card, standings = assess_model(self._catalog, name, self._host)
+        model = LoadedModel(
+            card=card,
+            decoder=RequestDecoder(card.spec.signature, card.spec.allow_non_finite),
+            slo=SloReader(card.spec),
+            document=describe(card, standings, self._host),
+            inflight=self._metrics.inflight.labels(name),
+        )
+        for standing in standings:
+            if standing.entry.life is not Life.RETIRED:
+                self._add(model, standing)
+        self.models[name] = model
+        log.info("%s serves %s", name, ", ".join(model.versions) or "nothing")
+        return model
+
+    def unload(self, name: str) -> None:
+        """Stops serving a model.
+
+        Raises:
+            NotFoundError: It is not loaded.
+        """
+        if self.models.pop(name, None) is None:
+            raise NotFoundError(f'model "{name[:80]}" is not loaded. Loaded are {", ".join(self.models)}.')
+
+    def find(self, name: str) -> LoadedModel:
+        """The loaded model of this name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        model = self.models.get(name)
+        if model is None:
+            known = ", ".join(self.models) or "none"
+            raise NotFoundError(f'unknown model "{name[:80]}". This gateway serves {known}.')
+        return model
+
+    def _add(self, model: LoadedModel, standing: Standing) -> None:
+        entry = standing.entry
+        loaded = None
+        reason = standing.reason
+        if standing.status in (Status.SERVING, Status.DOMINATED):
+            try:
+                loaded = LoadedVariant(standing, model.card.spec, self._metrics, self._max_batch_rows)
+            except RuntimeUnavailableError as error:
+                loaded, reason = None, str(error)
+        self._tell(standing, serves=loaded is not None)
+        names = [entry.id.version]
+        if model.card.find(entry.id.recipe).id == entry.id:
+            names.append(entry.id.recipe)
+        if loaded is None:
+            log.error("%s is refused: %s", entry.id, reason)
+            model.refused |= dict.fromkeys(names, reason)
+            return
+        model.variants |= dict.fromkeys(names, loaded)
+        if standing.routable:
+            candidate = Candidate(loaded.version, loaded.name, standing.ratio, loaded.predict_ms)
+            model.candidates.append(candidate)
+
+    def _tell(self, standing: Standing, *, serves: bool) -> None:
+        """Sets the gauges of a variant."""
+        labels = (standing.entry.id.model, standing.entry.id.recipe)
+        metrics = self._metrics
+        actual = standing.status if serves or standing.stored is None else Status.REFUSED
+        for state in Status:
+            metrics.variant_state.labels(*labels, state.value).set(float(state is actual))
+        if standing.stored is not None:
+            metrics.variant_size.labels(*labels).set(standing.stored.scorecard.bytes)
+        if standing.profile is not None:
+            metrics.variant_quality.labels(*labels).set(standing.ratio)
+            latency = standing.profile.latency_ms[1]
+            for quantile, value in (("0.5", latency.p50), ("0.95", latency.p95), ("0.99", latency.p99)):
+                metrics.variant_latency.labels(*labels, quantile).set(value / 1e3)
+
+    def refresh_gauges(self, now: datetime, depth: Callable[[str], int]) -> None:
+        """Sets the gauges that change by themselves; `depth` tells a variant's queue by its key."""
+        for model in self.models.values():
+            for variant in model.variants.values():
+                self._metrics.queue_depth.labels(model.name, variant.name).set(depth(variant.key))
+                age = now - datetime.fromisoformat(variant.profile.taken)
+                self._metrics.profile_age.labels(model.name, variant.name).set(age.total_seconds())
+
+
+def _positions(given: list[str], wanted: list[str]) -> list[int] | None:
+    """Where each wanted output stands among the given, or None when nothing needs to move."""
+    return None if given == wanted else [given.index(name) for name in wanted]

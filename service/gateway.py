@@ -1,0 +1,123 @@
+"""The BentoML service: composes the rooms of the gateway, and holds no logic of its own.
+
+`bentoml serve service.gateway:Gateway`, or `mipgate serve`, which checks first and says what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import bentoml
+from bentoml.exceptions import BentoMLException
+from bentoml.models import BentoModel
+
+from service.config import config
+from service.data_plane import App, DataPlane
+from service.fleet import Fleet
+from service.inference import Inference
+from service.metrics import Metrics
+from service.predict import predict
+from service.repository import Repository
+from service.scheduler import Limits, Scheduler
+from variants.catalog import Catalog, released_tags
+from variants.host import this_host
+
+_GAUGES_EVERY_S = 0.5
+
+
+class SeamError(BentoMLException):
+    """This BentoML does not let the data plane be outermost."""
+
+
+class GatewayService(bentoml.Service[Any]):
+    """A BentoML service whose ASGI app has the data plane around it.
+
+    `service_class` is BentoML's public seam for this. The exact pin, a contract test and the checks here
+    hold it.
+    """
+
+    core: Inference
+
+    def __attrs_post_init__(self) -> None:
+        """Names what `bentoml build` packs: each model's card and its released variants."""
+        super().__attrs_post_init__()
+        self.models.extend(BentoModel(tag) for tag in released_tags(Catalog()))
+
+    def to_asgi(self, is_main: bool = True) -> App:
+        """BentoML's app for everything else, with the data plane outermost.
+
+        Raises:
+            SeamError: BentoML's app is not what the data plane can be put around.
+        """
+        app = super().to_asgi(is_main=is_main)
+        if not callable(app):
+            raise SeamError(f"BentoML {bentoml.__version__} gives no ASGI app. Install the pinned version.")
+        settings, metrics = config(), Metrics()
+        fleet = Fleet(self._catalog(), this_host(settings.workers), metrics, settings.max_batch_rows)
+        fleet.load_all()
+        limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
+        self.core = Inference(fleet, Scheduler(limits), metrics)
+        metrics.started(str(os.getpid()))
+        return DataPlane(app, self.core, Repository(fleet), settings.max_body_bytes)
+
+    def _catalog(self) -> Catalog:
+        """The whole store, or in a Bento only what it packed."""
+        if self.bento is None:
+            return Catalog()
+        cards = [model.tag for model in self.bento.info.all_models if "." not in model.tag.name]
+        return Catalog({tag.name: str(tag) for tag in cards})
+
+
+@bentoml.service(name="mipgate", service_class=GatewayService, workers=config().workers)
+class Gateway:
+    """Mipgate: compressed variants of each model, each request routed by the tier that it asks for."""
+
+    bento_service: GatewayService
+
+    def __is_ready__(self) -> bool:
+        """`/readyz`: whether any variant serves."""
+        return any(model.variants for model in self.bento_service.core.fleet.models.values())
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_catalog() -> None:
+        """Runs once, before the workers start."""
+        if not Catalog().models():
+            raise BentoMLException("no model is registered. Run `mipgate build digits` first.")
+
+    @bentoml.on_startup
+    async def start_gauges(self) -> None:
+        """Keeps the gauges that change without a request up to date."""
+        self._gauges = asyncio.create_task(self._refresh_gauges())
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        """Lets the running batch end."""
+        self._gauges.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._gauges
+        self.bento_service.core.scheduler.close()
+
+    async def _refresh_gauges(self) -> None:
+        core = self.bento_service.core
+        while True:
+            core.fleet.refresh_gauges(datetime.now(UTC), core.scheduler.depth)
+            await asyncio.sleep(_GAUGES_EVERY_S)
+
+    @bentoml.api
+    async def predict(
+        self,
+        model: str,
+        inputs: dict[str, list[Any]],
+        tier: str | None = None,
+        variant: str | None = None,
+    ) -> dict[str, Any]:
+        """Answers plain JSON: named inputs, each a nested list of rows.
+
+        For throughput use `/v2/models/{model}/infer`, which does not pass through BentoML's layers.
+        """
+        return await predict(self.bento_service.core, model, inputs, tier, variant)

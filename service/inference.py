@@ -1,0 +1,156 @@
+"""One request from decoded to answered: route, schedule, count. Shared by every API of the gateway."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+
+from compression.signature import Array
+from service.errors import DeadlineError, ServiceError
+from service.fleet import Fleet, LoadedModel, LoadedVariant
+from service.metrics import NO_ARM, NO_VARIANT, Metrics
+from service.protocol import InferRequest
+from service.routing import Slo, choose
+from service.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a request.
+
+    Attributes:
+        variant: Which variant answered.
+        tier: Name of the tier that was asked for.
+        degraded: Whether the quality is below what was asked for.
+        outputs: Arrays `(rows, ...)` by output name.
+        queue_s: Time it waited.
+        infer_s: Time that its batch ran.
+    """
+
+    variant: LoadedVariant
+    tier: str
+    degraded: bool
+    outputs: dict[str, Array]
+    queue_s: float
+    infer_s: float
+
+
+class Inference:
+    """Answers requests with the fleet's variants on one device."""
+
+    def __init__(self, fleet: Fleet, scheduler: Scheduler, metrics: Metrics) -> None:
+        self.fleet = fleet
+        self.scheduler = scheduler
+        self.metrics = metrics
+        self._prefix = secrets.token_hex(6)
+        self._count = 0
+        self._requests: dict[tuple[str, str, str, str], Counter] = {}
+        self._durations: dict[tuple[str, str, str], Histogram] = {}
+
+    def new_id(self) -> str:
+        """An id for a request whose client gave none, unique over workers."""
+        self._count += 1
+        return f"{self._prefix}-{self._count:x}"
+
+    async def infer(
+        self,
+        model: LoadedModel,
+        pinned: LoadedVariant | None,
+        request: InferRequest,
+        parameters: dict[str, Any],
+        arrived: float,
+    ) -> Answer:
+        """Answers one request.
+
+        Args:
+            model: Which model it is for.
+            pinned: The variant that it names, or None to route.
+            request: Its inputs, decoded.
+            parameters: What it asks for, from body and headers.
+            arrived: When it arrived, on `time.perf_counter`.
+
+        Raises:
+            ServiceError: It cannot be answered as asked; it was counted.
+        """
+        slo = model.slo.default
+        variant = pinned
+        try:
+            slo = model.slo.read(parameters)
+            variant, degraded = self._route(model, pinned, slo, request.rows)
+            deadline = arrived + slo.deadline_ms / 1e3
+            done = await self.scheduler.submit(variant, request.inputs, request.rows, deadline)
+        except ServiceError as error:
+            self.count_error(model, variant, slo.tier.name, error)
+            if variant is not None:
+                variant.statistics.failed(perf_counter() - arrived)
+            raise
+        except Exception:
+            self._requests_counter(model.name, NO_VARIANT, slo.tier.name, "failed").inc()
+            raise
+        self._count_answer(model, variant, slo, degraded, arrived, request.rows, done.queue_s)
+        names = (spec.name for spec in model.card.spec.signature.outputs)
+        outputs = dict(zip(names, done.outputs, strict=True))
+        return Answer(variant, slo.tier.name, degraded, outputs, done.queue_s, done.infer_s)
+
+    def _route(
+        self, model: LoadedModel, pinned: LoadedVariant | None, slo: Slo, rows: int
+    ) -> tuple[LoadedVariant, bool]:
+        if pinned is not None:
+            return pinned, False
+        decision = choose(slo, rows, model.candidates, self.scheduler.wait_ms())
+        return model.variants[decision.version], decision.degraded
+
+    def count_error(
+        self, model: LoadedModel, variant: LoadedVariant | None, tier: str, error: ServiceError
+    ) -> None:
+        """Counts a request that ended in an error."""
+        name = variant.name if variant else NO_VARIANT
+        self._requests_counter(model.name, name, tier, error.outcome).inc()
+        if error.reason is not None:
+            self.metrics.rejected.labels(model.name, error.reason).inc()
+        if isinstance(error, DeadlineError):
+            self.metrics.deadline_missed.labels(model.name, tier).inc()
+
+    def _count_answer(
+        self,
+        model: LoadedModel,
+        variant: LoadedVariant,
+        slo: Slo,
+        degraded: bool,
+        arrived: float,
+        rows: int,
+        queue_s: float,
+    ) -> None:
+        tier = slo.tier.name
+        total_s = perf_counter() - arrived
+        self._requests_counter(model.name, variant.name, tier, "ok").inc()
+        self._duration(model.name, variant.name, tier).observe(total_s)
+        variant.queue_duration.observe(queue_s)
+        variant.statistics.answered(rows, queue_s, total_s)
+        if degraded:
+            wanted = _undegraded(model, slo)
+            self.metrics.degraded.labels(model.name, wanted, variant.name).inc()
+
+    def _requests_counter(self, model: str, variant: str, tier: str, outcome: str) -> Counter:
+        key = (model, variant, tier, outcome)
+        known = self._requests.get(key)
+        if known is None:
+            known = self._requests[key] = self.metrics.requests.labels(model, variant, tier, NO_ARM, outcome)
+        return known
+
+    def _duration(self, model: str, variant: str, tier: str) -> Histogram:
+        key = (model, variant, tier)
+        known = self._durations.get(key)
+        if known is None:
+            known = self._durations[key] = self.metrics.request_duration.labels(model, variant, tier, NO_ARM)
+        return known
+
+
+def _undegraded(model: LoadedModel, slo: Slo) -> str:
+    """The variant that an idle gateway would have chosen for the undegraded floor, by name."""
+    eligible = [candidate for candidate in model.candidates if candidate.ratio >= slo.floor]
+    return min(eligible, key=lambda candidate: candidate.predict_ms(1)).name if eligible else NO_VARIANT

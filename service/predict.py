@@ -1,0 +1,65 @@
+"""BentoML's own `predict` API over the same core: plain JSON in, plain JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+import orjson
+from bentoml.exceptions import BentoMLException
+
+from compression.signature import Signature
+from service.errors import BadRequestError, ServiceError
+from service.inference import Inference
+from service.protocol import InferRequest, RequestDecoder
+from service.tensors import DTYPE_DATATYPES
+
+
+async def predict(
+    core: Inference, name: str, inputs: Mapping[str, Any], tier: str | None, version: str | None
+) -> dict[str, Any]:
+    """Answers named inputs, each a nested list of rows.
+
+    Raises:
+        BentoMLException: With the status that the data plane would have answered.
+    """
+    arrived = perf_counter()
+    try:
+        model = core.fleet.find(name)
+        pinned = model.pinned(version) if version else None
+        request = _request(model.signature, model.decoder, inputs)
+        answer = await core.infer(model, pinned, request, {"tier": tier} if tier else {}, arrived)
+    except ServiceError as error:
+        raise BentoMLException(str(error), error_code=HTTPStatus(error.status)) from error
+    return {
+        "outputs": {name: array.tolist() for name, array in answer.outputs.items()},
+        "variant": answer.variant.name,
+        "tier": answer.tier,
+        "degraded": answer.degraded,
+    }
+
+
+def _request(signature: Signature, decoder: RequestDecoder, inputs: Mapping[str, Any]) -> InferRequest:
+    """The same request as the protocol would bring it, so that one reader checks both."""
+    datatypes = {spec.name: DTYPE_DATATYPES[spec.dtype] for spec in signature.inputs}
+    tensors = [
+        {"name": name, "datatype": datatypes.get(name, ""), "shape": _shape(rows), "data": rows}
+        for name, rows in inputs.items()
+    ]
+    try:
+        return decoder.decode(orjson.dumps({"inputs": tensors}))
+    except TypeError as error:
+        raise BadRequestError(f"the inputs are no JSON numbers: {error}. Send lists of numbers.") from error
+
+
+def _shape(rows: Any) -> list[int]:
+    """The lengths along the first element of each level."""
+    shape = []
+    while isinstance(rows, list):
+        shape.append(len(rows))
+        if not rows:
+            break
+        rows = rows[0]
+    return shape
