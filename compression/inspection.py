@@ -1,6 +1,6 @@
 """What is inside an ONNX artifact: parameters, operations and number formats, counted on the graph itself.
 
-Torch-free. Works on plain, float16, QDQ, QLinear and dynamically quantized graphs.
+Works on plain, float16, QDQ, QLinear and dynamically quantized graphs.
 """
 
 from __future__ import annotations

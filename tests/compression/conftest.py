@@ -38,6 +38,6 @@ def artifact(reference: TorchModel) -> OnnxModel:
     return export(reference)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def context(splits: Splits, reference: TorchModel) -> PassContext:
     return PassContext(splits, reference, small_net, Training(epochs=4), 0, silent)

@@ -17,6 +17,7 @@ from compression.base import (
 from compression.inspection import parameters, quantized_operators
 from compression.model import Form, OnnxModel, TorchModel
 from compression.pipeline import (
+    Compressed,
     MemoryCache,
     RecipeError,
     RecipeRefusedError,
@@ -74,6 +75,16 @@ class CountingCache(MemoryCache):
         return stage
 
 
+@pytest.fixture(scope="module")
+def cache() -> CountingCache:
+    return CountingCache()
+
+
+@pytest.fixture(scope="module")
+def pruned(cache: CountingCache, reference: TorchModel, context: PassContext) -> Compressed:
+    return compress(recipe(PRUNE), reference, context, cache=cache)
+
+
 def test_no_steps_is_the_export(reference: TorchModel, artifact: OnnxModel, context: PassContext) -> None:
     made = compress(recipe(), reference, context)
     assert made.artifact.proto == artifact.proto
@@ -94,9 +105,11 @@ def test_prune_teach_quantize_compose_in_order(
     assert made.torch_model is not reference
 
 
-def test_the_same_seed_gives_the_same_artifact(reference: TorchModel, context: PassContext) -> None:
-    twice = [compress(recipe(PRUNE, step("fp16")), reference, context) for _ in range(2)]
-    first, second = (made.artifact.proto.SerializeToString(deterministic=True) for made in twice)
+def test_the_same_seed_gives_the_same_artifact(
+    pruned: Compressed, reference: TorchModel, context: PassContext
+) -> None:
+    again = compress(recipe(PRUNE), reference, context)
+    first, second = (made.artifact.proto.SerializeToString(deterministic=True) for made in (pruned, again))
     assert first == second
 
 
@@ -177,14 +190,14 @@ def test_a_step_that_a_later_one_undoes_is_caught_on_the_finished_artifact(
         compress(recipe(*steps), reference, nearly)
 
 
-def test_recipes_that_begin_alike_share_their_beginning(reference: TorchModel, context: PassContext) -> None:
-    cache = CountingCache()
-    alone = compress(recipe(PRUNE), reference, context, cache=cache)
+def test_recipes_that_begin_alike_share_their_beginning(
+    pruned: Compressed, cache: CountingCache, reference: TorchModel, context: PassContext
+) -> None:
     assert cache.found == []
     longer = compress(recipe(PRUNE, step("int8-static")), reference, context, cache=cache)
-    assert [stage.model for stage in cache.found] == [alone.torch_model]
-    assert longer.facts[0] == alone.facts[0]
-    assert longer.torch_model is alone.torch_model
+    assert [stage.model for stage in cache.found] == [pruned.torch_model]
+    assert longer.facts[0] == pruned.facts[0]
+    assert longer.torch_model is pruned.torch_model
 
 
 def test_another_seed_or_other_data_or_settings_share_nothing(

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from compression.inspection import InspectionError, count, heavy_operators, nonzero_parameters, parameters
+from compression.model import OnnxModel
+from compression.signature import Array, Signature, TensorSpec
+
+X = TensorSpec("x", "float32", ("batch", 4))
+Y = TensorSpec("y", "float32", ("batch", 3))
+WEIGHT = np.array([[1, 0, 2], [0, 0, 3], [4, 5, 6], [7, 8, 9]])
+
+
+def graph(nodes: list[onnx.NodeProto], **stored: Array) -> OnnxModel:
+    ends = [
+        helper.make_tensor_value_info(spec.name, onnx.TensorProto.FLOAT, list(spec.shape)) for spec in (X, Y)
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "tried", [ends[0]], [ends[1]], tensors),
+        opset_imports=[helper.make_opsetid("", 18)],
+    )
+    return OnnxModel(proto, Signature((X,), (Y,)))
+
+
+def test_a_float_graph() -> None:
+    model = graph([helper.make_node("MatMul", ["x", "w"], ["y"])], w=WEIGHT.astype(np.float32))
+    counts = count(model)
+    assert (counts.parameters, counts.nonzero_parameters) == (12, 9)
+    assert counts.flops == 2 * 4 * 3
+    assert counts.quantized_operators == {}
+
+
+def test_a_weight_in_a_constant_node_counts_and_a_scalar_of_the_formula_does_not() -> None:
+    weight = numpy_helper.from_array(WEIGHT.astype(np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weight),
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Mul", ["product", "half"], ["y"]),
+    ]
+    model = graph(nodes, half=np.array(0.5, np.float32))
+    assert (parameters(model), count(model).flops) == (12, 24)
+
+
+def test_an_integer_weight_is_zero_at_its_zero_point_per_channel() -> None:
+    points = np.array([1, 0, -2], np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "x_scale", "x_zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+    ]
+    model = graph(
+        nodes,
+        w=(WEIGHT + points).astype(np.int8),
+        w_scale=np.ones(3, np.float32),
+        w_zero=points,
+        x_scale=np.array(0.1, np.float32),
+        x_zero=np.array(128, np.uint8),
+    )
+    counts = count(model)
+    assert (counts.parameters, counts.nonzero_parameters, counts.flops) == (12, 9, 24)
+    assert counts.quantized_operators == {"MatMul": 1}
+
+
+def test_integer_operators_and_their_scales() -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "x_scale", "x_zero"]),
+        helper.make_node("MatMulInteger", ["xq", "w", "x_zero", "w_zero"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["float_sum"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["x_scale", "w_scale"], ["scale"]),
+        helper.make_node("Mul", ["float_sum", "scale"], ["y"]),
+    ]
+    model = graph(
+        nodes,
+        w=WEIGHT.astype(np.int8),
+        w_scale=np.ones(3, np.float32),
+        w_zero=np.zeros(3, np.int8),
+    )
+    counts = count(model)
+    assert (counts.parameters, counts.nonzero_parameters, counts.flops) == (12, 9, 24)
+    assert counts.quantized_operators == {"MatMulInteger": 1} == heavy_operators(model)
+
+
+def test_a_shared_weight_is_stored_once() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["left"]),
+        helper.make_node("MatMul", ["x", "w"], ["right"]),
+        helper.make_node("Add", ["left", "right"], ["y"]),
+    ]
+    model = graph(nodes, w=WEIGHT.astype(np.float32))
+    assert (parameters(model), nonzero_parameters(model), count(model).flops) == (12, 9, 48)
+
+
+def test_a_shape_that_nobody_knows_is_an_error() -> None:
+    nodes = [
+        helper.make_node("Mystery", ["x"], ["hidden"], domain="nobody"),
+        helper.make_node("MatMul", ["hidden", "w"], ["y"]),
+    ]
+    model = graph(nodes, w=WEIGHT.astype(np.float32))
+    model.proto.opset_import.append(helper.make_opsetid("nobody", 1))
+    with pytest.raises(InspectionError, match="cannot be inferred"):
+        count(model)
