@@ -86,7 +86,7 @@ class Catalog:
 
     def __init__(self, pinned_cards: Mapping[str, str] | None = None) -> None:
         self._store = BentoMLContainer.model_store.get()
-        self._root = Path(self._store._path)
+        self.root = Path(self._store._path)
         self._pinned = pinned_cards
 
     # Reading
@@ -95,9 +95,9 @@ class Catalog:
         """Names of the registered models, sorted."""
         if self._pinned is not None:
             return sorted(self._pinned)
-        if not self._root.is_dir():
+        if not self.root.is_dir():
             return []
-        entries = (path.name for path in self._root.iterdir() if path.is_dir() and "." not in path.name)
+        entries = (path.name for path in self.root.iterdir() if path.is_dir() and "." not in path.name)
         return sorted(name for name in entries if self._newest_card(name) is not None)
 
     def card_tag(self, model: str) -> str:
@@ -223,11 +223,11 @@ class Catalog:
 
     def _folder(self, tag: str) -> Path:
         name, _, version = tag.partition(":")
-        return self._root / name / version
+        return self.root / name / version
 
     def _card_tags(self, model: str) -> list[str]:
         """Tags of a model's cards, oldest first: their versions begin with the time."""
-        folder = self._root / model
+        folder = self.root / model
         if not folder.is_dir():
             return []
         return [f"{model}:{v.name}" for v in sorted(folder.iterdir()) if (v / CARD_FILE).is_file()]

@@ -1,0 +1,45 @@
+# Every target does its own set-up: a fresh clone needs Python >= 3.11, pip, make, git and npm, nothing else.
+PORT ?= 3000
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := compression variants service loadtests tests
+
+.PHONY: help install demo test lint types format bench clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed  ## Create .venv with everything that building, serving and testing need.
+
+.venv/installed: pyproject.toml deploy/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "Mipgate needs Python 3.11 to 3.13; $(PYTHON) is `$(PYTHON) -V`. Set PYTHON=python3.12, say."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt \
+		--editable '.[build,loadtest,dev]'
+	@touch $@
+
+demo: install  ## Build the digits model, pack a Bento, serve it on PORT and print a request per tier.
+	$(BIN)/mipgate build digits --quiet
+	$(BIN)/mipgate serve --bento --port $(PORT)
+
+lint: install
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: install
+	$(BIN)/mypy
+
+test: lint types  ## Lint, types and tests.
+	$(BIN)/pytest
+
+format: install  ## Format the code and mend what can be mended.
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: install  ## Measure the data plane beside other ways to serve the same file.
+	$(BIN)/mipgate build digits --quiet
+	$(BIN)/python -m loadtests.bench --out out/bench.json
+
+clean:  ## Remove what the targets made here; the model store stays.
+	rm -rf .venv out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,102 @@
+"""`mipgate serve`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import httpx
+
+from variants.catalog import SAMPLES_FILE, Catalog
+from variants.cli.bento import pack
+from variants.home import subfolder
+from variants.samples import read_split
+
+_SERVICE = "service.gateway:Gateway"
+_READY_WITHIN_S = 600.0
+_LONGEST_ON_SCREEN = 2000
+
+
+@click.command(name="serve")
+@click.option("--port", default=3000, show_default=True, envvar="PORT", help="Port to listen on.")
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
+@click.option("--workers", type=int, envvar="MIPGATE_WORKERS", help="Worker processes.  [default: 1]")
+@click.option("--bento", is_flag=True, help="Pack the released variants into a Bento and serve that.")
+@click.option("--examples/--no-examples", default=True, help="Print a request per tier once ready.")
+def command(port: int, host: str, workers: int | None, bento: bool, examples: bool) -> None:
+    """Serve the registered models over HTTP, until interrupted.
+
+    Example: mipgate serve --port 3000
+    """
+    catalog = Catalog()
+    if not catalog.models():
+        raise click.ClickException("no model is registered. Run `mipgate build digits` first.")
+    service = pack() if bento else _SERVICE
+    environment = os.environ | ({"MIPGATE_WORKERS": str(workers)} if workers else {})
+    command_line = [sys.executable, "-m", "bentoml", "serve", service, "--port", str(port), "--host", host]
+    started = time.monotonic()
+    with subprocess.Popen(command_line, env=environment, cwd=_service_folder()) as server:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: server.send_signal(received))
+        address = f"http://localhost:{port}"
+        if examples and _wait_until_ready(server, address):
+            click.echo(f"\nready after {time.monotonic() - started:.1f} s on {address}\n")
+            for model in catalog.models():
+                _print_examples(catalog, model, address)
+        status = server.wait()
+    sys.exit(max(status, 0))
+
+
+def _service_folder() -> Path:
+    """The folder that BentoML imports the service from."""
+    return Path(__file__).resolve().parents[2]
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], address: str) -> bool:
+    end = time.monotonic() + _READY_WITHIN_S
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            if httpx.get(f"{address}/v2/health/ready", timeout=5).is_success:
+                return True
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.1)
+    return False
+
+
+def _print_examples(catalog: Catalog, model: str, address: str) -> None:
+    """One copy-paste `curl` per tier, with a real row in it."""
+    metadata = httpx.get(f"{address}/v2/models/{model}", timeout=30).raise_for_status().json()
+    datatypes = {tensor["name"]: tensor["datatype"] for tensor in metadata["inputs"]}
+    split = read_split(catalog.card_file(model, SAMPLES_FILE))
+    for number, tier in enumerate(catalog.card(model).spec.tiers):
+        row = split.take(slice(number, number + 1))
+        label = f": a {row.labels[0]}" if row.labels is not None else ""
+        inputs = [
+            {
+                "name": name,
+                "datatype": datatypes[name],
+                "shape": list(array.shape),
+                "data": [int(value) if value == int(value) else value for value in array.ravel().tolist()],
+            }
+            for name, array in row.inputs.items()
+        ]
+        body = json.dumps({"inputs": inputs, "parameters": {"tier": tier.name}}, separators=(",", ":"))
+        click.echo(f"# {model}, tier {tier.name}{label}")
+        click.echo(f"curl -s {address}/v2/models/{model}/infer -H 'Content-Type: application/json' \\")
+        click.echo(f"  -d {_data(body, model, tier.name)}\n")
+
+
+def _data(body: str, model: str, tier: str) -> str:
+    """The body itself, or the name of a file that holds it when it would fill the screen."""
+    if len(body) <= _LONGEST_ON_SCREEN:
+        return f"'{body}'"
+    path = subfolder("examples") / f"{model}-{tier}.json"
+    path.write_text(body)
+    return f"@{path}"
