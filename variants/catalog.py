@@ -14,7 +14,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,20 @@ class Catalog:
     def card(self, model: str) -> Card:
         """The card in force, verified.
 
+        A pinned card decides what is released; profiles are facts and are taken from the newest card too.
+
         Raises:
             ModelNotFoundError: The model is not registered.
             DamagedArtifactError: The card's files are not what was published.
         """
-        return self._read_card(self.card_tag(model))
+        tag = self.card_tag(model)
+        card = self._read_card(tag)
+        if self._pinned is None:
+            return card
+        newest = self._newest_card(model)
+        measured = self._read_card(newest).hosts if newest not in (None, tag) else {}
+        released = tuple(entry for entry in card.entries if entry.life is Life.RELEASED)
+        return replace(card, entries=released, hosts={**card.hosts, **measured})
 
     def card_file(self, model: str, name: str) -> Path:
         """Path of `samples.npz` or `validation.npz` of a model."""
@@ -174,10 +183,11 @@ class Catalog:
             ModelNotFoundError: The model is not registered.
         """
         with self.lock(model):
-            before = self.card(model)
+            tag = self._newest_card(model) or self.card_tag(model)
+            before = self._read_card(tag)
             after = edit(before)
             if after != before:
-                folder = self._folder(self.card_tag(model))
+                folder = self._folder(tag)
                 self._write_card(after, {name: folder / name for name in _CARD_DATA})
             return after
 

@@ -84,10 +84,18 @@ def profile_model(catalog: Catalog, model: str, host: Host, progress: Reporter, 
         progress: Receives the progress.
         again: Whether variants that have profiles of this host are measured once more.
 
+    Returns:
+        The card with the profiles, even where the store cannot be written.
+
     Raises:
         CatalogError: The model is not registered, or its reference cannot be read.
     """
-    card = catalog.card(model)
+    with FileLock(subfolder("locks") / f"profiling-{model}.lock"):
+        return _profile_model(catalog, model, host, progress, again=again)
+
+
+def _profile_model(catalog: Catalog, model: str, host: Host, progress: Reporter, *, again: bool) -> Card:
+    card = catalog.card(model)  # another worker may have profiled while this one waited for the lock
     known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
     wanted = [e for e in card.entries if e.failure is None and (again or e.id.version not in known)]
     stored = []
@@ -105,7 +113,11 @@ def profile_model(catalog: Catalog, model: str, host: Host, progress: Reporter, 
         test=catalog.card_file(model, SAMPLES_FILE),
     )
     measured = profile_variants(bench, stored, host, progress)
-    return catalog.change(model, lambda c: c.with_profiles(host, measured.profiles, measured.refusals))
+    try:
+        catalog.change(model, lambda c: c.with_profiles(host, measured.profiles, measured.refusals))
+    except OSError as error:
+        log.warning("the profiles of %s are kept in memory only: %s", model, error)
+    return card.with_profiles(host, measured.profiles, measured.refusals)
 
 
 def _is_allowed(runtime: Runtime, item: StoredVariant, reference: StoredVariant) -> bool:

@@ -28,22 +28,21 @@ class DigitsNet(nn.Module):
     """Three 3x3 convolutions and two linear layers over one 8x8 image.
 
     Args:
-        width: Channels of the first convolution; the others have two and four times as many.
+        width: Channels of the first two convolutions; everything else grows with it.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
             *_convolution(1, width),
+            *_convolution(width, width, stride=2),
             *_convolution(width, 2 * width),
-            nn.MaxPool2d(2),
-            *_convolution(2 * width, 4 * width),
             nn.MaxPool2d(2),
         )
         self.classifier = nn.Sequential(
-            nn.Linear(4 * width * (_SIDE // 4) ** 2, 4 * width),
+            nn.Linear(2 * width * (_SIDE // 4) ** 2, 12 * width),
             nn.ReLU(),
-            nn.Linear(4 * width, _CLASSES),
+            nn.Linear(12 * width, _CLASSES),
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -52,9 +51,9 @@ class DigitsNet(nn.Module):
         return self.classifier(self.features(pixels).flatten(1))  # type: ignore[no-any-return]
 
 
-def _convolution(channels_in: int, channels_out: int) -> list[nn.Module]:
+def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> list[nn.Module]:
     return [
-        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     ]
