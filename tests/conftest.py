@@ -1,0 +1,60 @@
+"""A store of its own for the whole session, with the digits model built once, for real."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Before anything imports BentoML: it reads its home once.
+_HOMES = Path(tempfile.mkdtemp(prefix="mipgate-tests-"))
+os.environ["BENTOML_HOME"] = str(_HOMES / "bentoml")
+os.environ["MIPGATE_HOME"] = str(_HOMES / "mipgate")
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+
+from variants.catalog import Catalog  # noqa: E402
+from variants.host import this_host  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Homes:
+    """A store and a Mipgate home that a test may damage."""
+
+    bentoml: Path
+    mipgate: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"BENTOML_HOME": str(self.bentoml), "MIPGATE_HOME": str(self.mipgate)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _homes() -> Iterator[None]:
+    yield
+    shutil.rmtree(_HOMES, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Catalog:
+    """The catalog with the digits model in it, built with the real recipes."""
+    from variants.build import build
+    from variants.progress import Lines
+
+    catalog = Catalog()
+    built = build("digits", catalog, this_host(), Lines(), jobs=2)
+    assert not built.failures
+    return catalog
+
+
+@pytest.fixture
+def homes(digits: Catalog, tmp_path: Path) -> Homes:
+    """A copy of the built store."""
+    copy = Homes(tmp_path / "bentoml", tmp_path / "mipgate")
+    shutil.copytree(_HOMES / "bentoml", copy.bentoml)
+    shutil.copytree(_HOMES / "mipgate", copy.mipgate)
+    return copy
