@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,41 +134,47 @@ def choose(slo: Slo, rows: int, candidates: Sequence[Candidate], wait_ms: float)
         UnmeetableSloError: No variant could meet the floor, or the deadline even on an idle gateway.
         UnavailableError: The queue is too long for the deadline.
     """
-    eligible = [c for c in candidates if c.ratio >= slo.floor]
-    best = _fastest(eligible, rows)
-    if best is not None and wait_ms + best.predict_ms(rows) <= slo.deadline_ms:
+
+    def fastest_in_time(floor: float) -> Candidate | None:
+        # Before ties are broken: a better variant that would be late is no answer.
+        eligible = [
+            c for c in candidates if c.ratio >= floor and wait_ms + c.predict_ms(rows) <= slo.deadline_ms
+        ]
+        return fastest(eligible, lambda c: c.predict_ms(rows), lambda c: c.ratio)
+
+    if best := fastest_in_time(slo.floor):
         return Decision(best.version, degraded=False, reason="meets the floor")
-    if slo.degraded_floor is not None:
-        lower = _fastest([c for c in candidates if c.ratio >= slo.degraded_floor], rows)
-        if lower is not None and wait_ms + lower.predict_ms(rows) <= slo.deadline_ms:
-            return Decision(lower.version, degraded=lower.ratio < slo.floor, reason="degraded to be in time")
-    raise _refusal(slo, rows, candidates, best, wait_ms)
-
-
-def _fastest(candidates: Iterable[Candidate], rows: int) -> Candidate | None:
-    return fastest(candidates, lambda c: c.predict_ms(rows), lambda c: c.ratio)
+    if slo.degraded_floor is None:
+        raise _refusal(slo.floor, slo.deadline_ms, rows, candidates, wait_ms)
+    if lower := fastest_in_time(slo.degraded_floor):
+        return Decision(lower.version, degraded=True, reason="degraded to be in time")
+    raise _refusal(slo.degraded_floor, slo.deadline_ms, rows, candidates, wait_ms)
 
 
 def _refusal(
-    slo: Slo, rows: int, candidates: Sequence[Candidate], best: Candidate | None, wait_ms: float
+    floor: float, deadline_ms: float, rows: int, candidates: Sequence[Candidate], wait_ms: float
 ) -> UnmeetableSloError | UnavailableError:
+    """Why no variant at or above the lowest floor that was allowed is in time."""
     if not candidates:
         return UnavailableError("no variant of this model serves now. Try again later.", "refused", 5.0)
-    if best is None:
+    eligible = [c for c in candidates if c.ratio >= floor]
+    if not eligible:
         nearest = max(candidates, key=lambda c: c.ratio)
+        reached = math.floor(nearest.ratio * 1e4) / 1e4  # rounded up it would not be reached
         return UnmeetableSloError(
-            f"no variant reaches a quality ratio of {slo.floor:g}; the nearest is {nearest.name} with "
-            f"{nearest.ratio:.4f}. Ask for min_accuracy {nearest.ratio:.4f} or less, or a lower tier."
+            f"no variant reaches a quality ratio of {floor:g}; the nearest is {nearest.name} with "
+            f"{reached:.4f}. Ask for min_accuracy {reached:.4f} or less, or a lower tier."
         )
-    alone_ms = best.predict_ms(rows)
-    if alone_ms > slo.deadline_ms:
+    nearest = min(eligible, key=lambda c: c.predict_ms(rows))
+    alone_ms = nearest.predict_ms(rows)
+    if alone_ms > deadline_ms:
         return UnmeetableSloError(
-            f"no variant at a quality ratio of {slo.floor:g} answers {rows} row(s) within "
-            f"{slo.deadline_ms:g} ms; the nearest is {best.name} with {alone_ms:.3f} ms. "
+            f"no variant at a quality ratio of {floor:g} answers {rows} row(s) within "
+            f"{deadline_ms:g} ms; the nearest is {nearest.name} with {alone_ms:.3f} ms. "
             "Send fewer rows, or give more time."
         )
     return UnavailableError(
-        f"the queue is {wait_ms:.0f} ms long, more than the deadline of {slo.deadline_ms:g} ms leaves. "
+        f"the queue is {wait_ms:.0f} ms long, more than the deadline of {deadline_ms:g} ms leaves. "
         "Try again after Retry-After.",
         "capacity",
         wait_ms / 1e3,
@@ -180,7 +187,7 @@ def _number(parameters: Mapping[str, Any], name: str, low: float, high: float) -
         return None
     try:
         number = float(value) if not isinstance(value, bool) else float("nan")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not low <= number <= high:
         raise BadRequestError(
