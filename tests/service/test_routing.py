@@ -1,0 +1,306 @@
+"""Routing: the fastest that is good enough and in time, or a refusal that says what would be possible."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compression.signature import Signature, TensorSpec
+from service.errors import BadRequestError, UnavailableError, UnmeetableSloError
+from service.routing import SLO_HEADERS, Candidate, Decision, Slo, SloReader, choose
+from variants.frontier import TIE
+from variants.serving_spec import ServingSpec, TierSpec
+
+SIGNATURE = Signature((TensorSpec("x", "float32", ("batch", 2)),), (TensorSpec("y", "float32", ("batch",)),))
+TIERS = (TierSpec("accurate", 0.999, 200), TierSpec("balanced", 0.99, 100), TierSpec("fast", 0.97, 50))
+HUGE = 10**400
+NUMBERS = ("min_accuracy", "max_latency_ms")
+
+
+def reader(**changes: Any) -> SloReader:
+    settings = {"tiers": TIERS, "degrade_floor": 0.9} | changes
+    return SloReader(ServingSpec("m", SIGNATURE, "accuracy", "fp32", **settings))
+
+
+def candidate(name: str, ratio: float, ms: float) -> Candidate:
+    return Candidate(f"{name}@0123456789ab", name, ratio, lambda rows: ms * rows)
+
+
+def slo(floor: float = 0.9, deadline_ms: float = 10.0, degraded_floor: float | None = None) -> Slo:
+    return Slo(TIERS[1], floor, deadline_ms, degraded_floor)
+
+
+# ---- what a request asks for
+
+
+def test_a_request_that_asks_for_nothing_gets_the_default_tier() -> None:
+    read = reader()
+    assert read.read({}) == read.default == Slo(TIERS[1], 0.99, 100.0, None)
+
+
+@pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)
+def test_a_tier_brings_its_floor_and_deadline(tier: TierSpec) -> None:
+    assert reader().read({"tier": tier.name}) == Slo(tier, tier.min_quality_ratio, tier.deadline_ms, None)
+
+
+def test_the_models_own_tiers_replace_the_usual_ones() -> None:
+    mine = TierSpec("nightly", 0.5, 9_000)
+    read = reader(tiers=(mine,), default_tier="nightly")
+    assert read.default.tier is mine
+    assert read.read({"tier": "nightly"}).floor == 0.5
+    with pytest.raises(BadRequestError, match=r'no tier "balanced".*nightly'):
+        read.read({"tier": "balanced"})
+
+
+@given(tier=st.sampled_from(TIERS), minimum=st.floats(0, 1))
+def test_the_floor_is_the_larger_of_the_tiers_and_the_requests(tier: TierSpec, minimum: float) -> None:
+    read = reader().read({"tier": tier.name, "min_accuracy": minimum})
+    assert read.floor == max(tier.min_quality_ratio, minimum)
+    assert read.deadline_ms == tier.deadline_ms
+
+
+@given(tier=st.sampled_from(TIERS), minimum=st.none() | st.floats(0, 1), floor=st.floats(0, 1))
+def test_degrading_sinks_to_the_given_minimum_or_the_models_floor_and_never_rises(
+    tier: TierSpec, minimum: float | None, floor: float
+) -> None:
+    parameters = {"tier": tier.name, "allow_degrade": True, "min_accuracy": minimum}
+    read = reader(degrade_floor=floor).read(parameters)
+    assert read.degraded_floor == min(read.floor, floor if minimum is None else minimum)
+
+
+def test_degrading_is_off_unless_asked_for() -> None:
+    assert reader().read({"min_accuracy": 0.5}).degraded_floor is None
+    assert reader().read({"allow_degrade": False}).degraded_floor is None
+    assert reader().read({"allow_degrade": "0"}).degraded_floor is None
+
+
+def test_headers_bring_strings_that_read_like_parameters() -> None:
+    texts = {"tier": "fast", "min_accuracy": "0.98", "max_latency_ms": "12.5", "allow_degrade": "TRUE"}
+    values = {"tier": "fast", "min_accuracy": 0.98, "max_latency_ms": 12.5, "allow_degrade": True}
+    assert reader().read(texts) == reader().read(values)
+    assert set(SLO_HEADERS.values()) == {*texts, "sticky_key"}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [True, False, "", "fast", "nan", "NaN", "inf", "-inf", "1e999", "0x1", "--1", float("nan"), float("inf"),
+     float("-inf"), -0.1, -1, "-1", 1e300, HUGE, -HUGE, [0.5], {}, "9" * 5000],
+    ids=lambda value: repr(value)[:12],
+)  # fmt: skip
+def test_numbers_that_are_none_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(BadRequestError, match=name) as caught:
+        reader().read({name: value})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", [1.0001, 2, "1.5"])
+def test_an_accuracy_above_one_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequestError, match="min_accuracy"):
+        reader().read({"min_accuracy": value})
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, "0", 3_600_001])
+def test_a_deadline_of_nothing_or_of_hours_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequestError, match="max_latency_ms"):
+        reader().read({"max_latency_ms": value})
+
+
+@pytest.mark.parametrize("value", ["yes", "", "2", 1, 0, 1.0, [], {}], ids=repr)
+def test_booleans_are_booleans(value: Any) -> None:
+    with pytest.raises(BadRequestError, match=r"allow_degrade.*true or false"):
+        reader().read({"allow_degrade": value})
+
+
+@pytest.mark.parametrize("value", ["Fast", "", "fast ", 1, True, None, ["fast"], {}, "x" * 10_000], ids=repr)
+def test_an_unknown_tier_says_which_there_are(value: Any) -> None:
+    with pytest.raises(BadRequestError, match="accurate, balanced, fast") as caught:
+        reader().read({"tier": value})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", ["", "k" * 257, 7, True, ["k"]], ids=lambda value: repr(value)[:12])
+def test_a_sticky_key_is_a_short_string(value: Any) -> None:
+    with pytest.raises(BadRequestError, match="sticky_key"):
+        reader().read({"sticky_key": value})
+
+
+def test_a_sticky_key_changes_no_objective() -> None:
+    assert reader().read({"sticky_key": "k" * 256}) == reader().default
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*SLO_HEADERS.values(), "other"]), JSON))
+def test_whatever_parameters_say_they_are_read_or_refused(parameters: dict[str, Any]) -> None:
+    try:
+        read = reader().read(parameters)
+    except BadRequestError:
+        return
+    assert 0 <= read.floor <= 1
+    assert 0 < read.deadline_ms <= 3_600_000
+    assert read.degraded_floor is None or 0 <= read.degraded_floor <= read.floor
+
+
+# ---- which variant answers
+
+# Few values, so that draws, floors and deadlines that are just met come up often.
+RATIOS = st.sampled_from([0.85, 0.9, 0.97, 0.99, 1.0, 1.02]) | st.floats(0.8, 1.05)
+TIMES = st.sampled_from([1.0, 1.05, 1.09, 1.1, 1.2, 5.0]) | st.floats(0.01, 50)
+CANDIDATES = st.lists(st.tuples(RATIOS, TIMES), max_size=6).map(
+    lambda pairs: [candidate(f"v{number}", *pair) for number, pair in enumerate(pairs)]
+)
+SLOS = st.builds(
+    slo,
+    floor=st.sampled_from([0.97, 0.99]) | st.floats(0.86, 1.0),
+    deadline_ms=st.sampled_from([1.07, 1.1, 5.0]) | st.floats(0.01, 200),
+    degraded_floor=st.none() | st.floats(0.7, 0.86),
+)
+ROWS = st.just(1) | st.integers(1, 40)
+WAITS = st.just(0.0) | st.floats(0, 100)
+
+
+def decide(
+    asked: Slo, rows: int, candidates: list[Candidate], wait_ms: float
+) -> tuple[Decision, Candidate] | UnmeetableSloError | UnavailableError:
+    try:
+        decision = choose(asked, rows, candidates, wait_ms)
+    except (UnmeetableSloError, UnavailableError) as error:
+        return error
+    return decision, next(c for c in candidates if c.version == decision.version)
+
+
+@given(SLOS, ROWS, CANDIDATES, WAITS)
+def test_what_is_chosen_is_good_enough_in_time_and_not_beaten(
+    asked: Slo, rows: int, candidates: list[Candidate], wait_ms: float
+) -> None:
+    outcome = decide(asked, rows, candidates, wait_ms)
+    if isinstance(outcome, Exception):
+        return
+    decision, chosen = outcome
+    time_ms = chosen.predict_ms(rows)
+    assert wait_ms + time_ms <= asked.deadline_ms
+    assert decision.degraded == (chosen.ratio < asked.floor)
+    lowest = asked.floor
+    if decision.degraded:
+        assert asked.degraded_floor is not None
+        lowest = asked.degraded_floor
+    assert chosen.ratio >= lowest
+    eligible = [c for c in candidates if c.ratio >= lowest]
+    assert time_ms <= TIE * min(c.predict_ms(rows) for c in eligible)
+    in_time = [c for c in eligible if wait_ms + c.predict_ms(rows) <= asked.deadline_ms]
+    tied = [c for c in in_time if c.predict_ms(rows) <= time_ms]
+    assert chosen.ratio >= max(c.ratio for c in tied)
+
+
+@given(SLOS, ROWS, CANDIDATES, WAITS)
+def test_nothing_is_refused_or_degraded_that_could_be_met(
+    asked: Slo, rows: int, candidates: list[Candidate], wait_ms: float
+) -> None:
+    def in_time(floor: float) -> bool:
+        return any(c.ratio >= floor and wait_ms + c.predict_ms(rows) <= asked.deadline_ms for c in candidates)
+
+    outcome = decide(asked, rows, candidates, wait_ms)
+    if isinstance(outcome, Exception):
+        assert not in_time(asked.floor if asked.degraded_floor is None else asked.degraded_floor)
+    elif outcome[0].degraded:
+        assert not in_time(asked.floor)
+
+
+@given(SLOS, ROWS, CANDIDATES, WAITS)
+def test_422_is_for_what_an_idle_gateway_would_refuse_too_and_503_for_the_rest(
+    asked: Slo, rows: int, candidates: list[Candidate], wait_ms: float
+) -> None:
+    outcome = decide(asked, rows, candidates, wait_ms)
+    if not isinstance(outcome, Exception):
+        return
+    idle = decide(asked, rows, candidates, 0.0)
+    if isinstance(outcome, UnmeetableSloError):
+        assert type(idle) is UnmeetableSloError
+        assert any(c.name in str(outcome) for c in candidates)
+    elif candidates:
+        assert not isinstance(idle, Exception)
+        assert outcome.reason == "capacity"
+        assert outcome.retry_after_s > 0
+
+
+@given(SLOS, ROWS, CANDIDATES.filter(bool), WAITS, st.randoms(use_true_random=False))
+def test_the_order_of_the_candidates_decides_nothing_but_exact_draws(
+    asked: Slo, rows: int, candidates: list[Candidate], wait_ms: float, random: Any
+) -> None:
+    shuffled = random.sample(candidates, len(candidates))
+    one, other = decide(asked, rows, candidates, wait_ms), decide(asked, rows, shuffled, wait_ms)
+    assert isinstance(one, Exception) == isinstance(other, Exception)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        assert one[1].ratio == other[1].ratio
+
+
+def test_the_fastest_above_the_floor_answers() -> None:
+    variants = [candidate("fp32", 1.0, 3), candidate("int8", 0.99, 1), candidate("tiny", 0.8, 0.1)]
+    assert choose(slo(0.9), 1, variants, 0.0).version.startswith("int8@")
+    assert choose(slo(0.995), 1, variants, 0.0).version.startswith("fp32@")
+
+
+def test_a_draw_goes_to_the_better() -> None:
+    variants = [candidate("fast", 0.95, 1.0), candidate("good", 1.0, 1.09), candidate("best", 1.01, 1.2)]
+    assert choose(slo(0.9), 1, variants, 0.0).version.startswith("good@")
+
+
+def test_a_draw_does_not_go_to_one_that_would_be_late() -> None:
+    variants = [candidate("fast", 0.95, 1.0), candidate("good", 1.0, 1.09)]
+    assert choose(slo(0.9, deadline_ms=1.05), 1, variants, 0.0).version.startswith("fast@")
+
+
+def test_a_loaded_gateway_degrades_only_when_allowed() -> None:
+    variants = [candidate("fp32", 1.0, 8), candidate("int8", 0.95, 1)]
+    with pytest.raises(UnavailableError) as caught:
+        choose(slo(0.99), 1, variants, 5.0)
+    assert (b"retry-after", b"1") in caught.value.headers()
+    decision = choose(slo(0.99, degraded_floor=0.9), 1, variants, 5.0)
+    assert (decision.version[:5], decision.degraded) == ("int8@", True)
+    assert not choose(slo(0.99, degraded_floor=0.9), 1, variants, 0.0).degraded
+
+
+def test_a_floor_that_nothing_reaches_names_the_nearest() -> None:
+    variants = [candidate("fp32", 0.97, 1), candidate("int8", 0.95, 1)]
+    with pytest.raises(UnmeetableSloError, match=r"0\.99.*nearest is fp32 with 0\.97"):
+        choose(slo(0.99), 1, variants, 0.0)
+
+
+def test_a_ratio_that_a_refusal_suggests_is_one_that_is_met() -> None:
+    variants = [candidate("fp32", 0.97777, 1)]
+    with pytest.raises(UnmeetableSloError) as caught:
+        choose(slo(0.99), 1, variants, 0.0)
+    suggested = re.search(r"min_accuracy ([\d.]+\d)", str(caught.value))
+    assert suggested
+    assert choose(slo(float(suggested[1])), 1, variants, 0.0).version == variants[0].version
+
+
+def test_a_deadline_that_nothing_makes_names_the_nearest_and_its_time() -> None:
+    variants = [candidate("fp32", 1.0, 30), candidate("slow", 1.0, 40)]
+    with pytest.raises(UnmeetableSloError, match=r"within 10 ms; the nearest is fp32 with 30"):
+        choose(slo(0.99), 1, variants, 0.0)
+
+
+def test_what_degrading_could_answer_in_time_when_idle_is_503_under_load() -> None:
+    variants = [candidate("fp32", 1.0, 30), candidate("int8", 0.95, 4)]
+    asked = slo(0.99, degraded_floor=0.9)
+    assert choose(asked, 1, variants, 0.0).degraded
+    with pytest.raises(UnavailableError):
+        choose(asked, 1, variants, 8.0)
+
+
+def test_a_model_without_a_serving_variant_is_unavailable() -> None:
+    with pytest.raises(UnavailableError) as caught:
+        choose(slo(), 1, [], 0.0)
+    assert caught.value.reason == "refused"
+    assert caught.value.retry_after_s > 0
