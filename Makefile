@@ -20,7 +20,7 @@ install: .venv/installed  ## Create .venv with everything that building, serving
 	@touch $@
 
 demo: install  ## Build the digits model, pack a Bento, serve it on PORT and print a request per tier.
-	$(BIN)/mipgate build digits --quiet
+	$(BIN)/mipgate build digits --jobs 2 --quiet
 	$(BIN)/mipgate serve --bento --port $(PORT)
 
 lint: install

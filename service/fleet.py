@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.protocol import RequestDecoder
 from service.routing import Candidate, SloReader
 from service.statistics import Statistics
-from variants.assessment import Standing, assess_model, describe
+from variants.assessment import Standing, assess, describe, verify_artifacts
 from variants.card import Card
 from variants.catalog import Catalog, CatalogError, StoredVariant
 from variants.document import DocumentError
@@ -181,8 +181,8 @@ class Fleet:
         card = self._catalog.card(name)
         if card.hosts.get(self._host.fingerprint) is None:
             log.warning("%s was not profiled on this host (%s); profiling", name, self._host.fingerprint)
-            profile_model(self._catalog, name, self._host, Lines(), again=False)
-        card, standings = assess_model(self._catalog, name, self._host)
+            card = profile_model(self._catalog, name, self._host, Lines(), again=False)
+        standings = assess(card, verify_artifacts(self._catalog, card), self._host)
         model = LoadedModel(
             card=card,
             decoder=RequestDecoder(card.spec.signature, card.spec.allow_non_finite),

@@ -1,4 +1,7 @@
-"""A store of its own for the whole session, with the digits model built once, for real."""
+"""A store of its own for the whole session, with the digits model built once, for real.
+
+`MIPGATE_TESTS_HOMES=/some/folder` keeps the store there, so that the next session finds it built.
+"""
 
 import os
 import shutil
@@ -10,7 +13,8 @@ from pathlib import Path
 import pytest
 
 # Before anything imports BentoML: it reads its home once.
-_HOMES = Path(tempfile.mkdtemp(prefix="mipgate-tests-"))
+_KEPT = os.environ.get("MIPGATE_TESTS_HOMES")
+_HOMES = Path(_KEPT or tempfile.mkdtemp(prefix="mipgate-tests-"))
 os.environ["BENTOML_HOME"] = str(_HOMES / "bentoml")
 os.environ["MIPGATE_HOME"] = str(_HOMES / "mipgate")
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
@@ -36,7 +40,8 @@ class Homes:
 @pytest.fixture(scope="session", autouse=True)
 def _homes() -> Iterator[None]:
     yield
-    shutil.rmtree(_HOMES, ignore_errors=True)
+    if not _KEPT:
+        shutil.rmtree(_HOMES, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,12 @@ def test_package_roots_hold_a_paragraph_and_nothing_heavy(package: str) -> None:
 def test_serving_never_imports_what_building_needs(homes: Homes) -> None:
     code = "import sys, service.gateway; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=homes.environment, cwd=ROOT
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=homes.environment,
+        cwd=ROOT,
     )
     assert not HEAVY & set(loaded.stdout.split())
 
@@ -123,4 +128,6 @@ def test_the_readme_begins_with_exactly_two_commands() -> None:
 
 def _pins(lines: list[str]) -> dict[str, str]:
     pinned = (line.partition(";")[0].strip() for line in lines if "==" in line and not line.startswith("#"))
-    return {name.lower().replace("_", "-"): version for name, _, version in (p.partition("==") for p in pinned)}
+    return {
+        name.lower().replace("_", "-"): version for name, _, version in (p.partition("==") for p in pinned)
+    }

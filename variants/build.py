@@ -85,7 +85,7 @@ def build(
         folder = Path(work)
         prepared = _prepare(spec_name, tuple(recipes), folder, progress)
         builds = _Builds(spec_name, prepared, catalog, folder, progress)
-        builds.run(jobs)
+        builds.run(max(1, jobs), threads=max(1, host.cores // max(1, jobs)))
         card = _publish_card(catalog, prepared, builds, host, folder, progress)
     return Built(card, builds.fresh, builds.cached, builds.failures)
 
@@ -110,30 +110,31 @@ class _Builds:
         """The identity of what a plan builds."""
         return VariantId(self.prepared.spec.model, plan.recipe, plan.build)
 
-    def run(self, jobs: int) -> None:
-        """Finds or builds every plan, `jobs` at a time."""
-        with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-            for future in [pool.submit(self._one, plan) for plan in self.prepared.plans]:
+    def run(self, jobs: int, threads: int) -> None:
+        """Finds or builds every plan, `jobs` at a time with so many threads each."""
+        with ThreadPoolExecutor(max_workers=jobs) as pool:
+            for future in [pool.submit(self._one, plan, threads) for plan in self.prepared.plans]:
                 future.result()
         reference = self.prepared.spec.reference
         if failure := self.failures.get(reference):
             raise BuildError(f'the reference "{reference}" was not built: {failure.reason}')
 
-    def _one(self, plan: Planned) -> None:
+    def _one(self, plan: Planned, threads: int) -> None:
         try:
             self.stored[plan.recipe] = self.catalog.open(self.id(plan))
         except DamagedArtifactError:
-            self._compress(plan)
+            self._compress(plan, threads)
         else:
             self.cached.append(plan.recipe)
             self.progress.finish(plan.recipe, f"cached {plan.build}")
 
-    def _compress(self, plan: Planned) -> None:
+    def _compress(self, plan: Planned, threads: int) -> None:
         folder = self.folder / plan.recipe
         folder.mkdir()
         job = Job(self.spec_name, folder, recipe=plan.recipe)
         try:
-            outcome = run(_WORKER, job, Result, folder, for_task(self.progress, plan.recipe)).outcome
+            report = for_task(self.progress, plan.recipe)
+            outcome = run(_WORKER, job, Result, folder, report, threads).outcome
         except WorkerError as error:
             outcome = Outcome(failed=str(error))
         if outcome is None or outcome.scorecard is None:

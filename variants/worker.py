@@ -6,6 +6,7 @@ The child prints progress as JSON lines; whatever else it prints is kept for the
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ class WorkerError(Exception):
     """The child failed; the message says how."""
 
 
-def run(module: str, job: Any, result: type[T], folder: Path, report: Report) -> T:
+def run(
+    module: str, job: Any, result: type[T], folder: Path, report: Report, threads: int | None = None
+) -> T:
     """Runs `python -m MODULE JOB RESULT` and reads the result.
 
     Args:
@@ -34,6 +37,8 @@ def run(module: str, job: Any, result: type[T], folder: Path, report: Report) ->
         result: The dataclass that the child writes.
         folder: Where job and result are written.
         report: Called with the child's progress.
+        threads: Threads that the child's numeric libraries may use; None leaves it to them. Children that
+            share cores and each use all of them spend their time waiting for one another.
 
     Raises:
         WorkerError: The child exited with an error, was killed, or wrote no result.
@@ -43,7 +48,10 @@ def run(module: str, job: Any, result: type[T], folder: Path, report: Report) ->
     document.write(job_path, job)
     command = [sys.executable, "-m", module, str(job_path), str(result_path)]
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as child:
         assert child.stdout is not None
         try:
             for line in child.stdout:

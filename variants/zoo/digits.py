@@ -99,18 +99,18 @@ SPEC = ModelSpec(
         TierSpec("balanced", min_quality_ratio=0.99, deadline_ms=100),
         TierSpec("fast", min_quality_ratio=0.97, deadline_ms=50),
     ),
-    training=Training(epochs=20),
+    training=Training(epochs=20, autocast=True),
     recipes=(
         Recipe(name="fp32"),
         Recipe(name="fp16", steps=(step("fp16"),)),
         Recipe(name="int8-dynamic", steps=(step("int8-dynamic"),)),
         Recipe(name="int8-static", steps=(step("int8-static"),)),
-        Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5),)),
-        Recipe(name="distilled", steps=(step("distill", temperature=4.0, alpha=0.7),)),
+        Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5, epochs=20),)),
+        Recipe(name="distilled", steps=(step("distill", temperature=4.0, alpha=0.7, epochs=40),)),
         Recipe(
             name="pruned-distilled-int8",
             steps=(
-                step("prune-structured", ratio=0.5),
+                step("prune-structured", ratio=0.5, epochs=20),
                 step("distill", student="current", temperature=4.0, alpha=0.7),
                 step("int8-static"),
             ),
