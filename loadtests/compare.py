@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from loadtests.picture import draw
 from loadtests.report import make_report
 from loadtests.samples import SamplesError, read_samples
 from loadtests.schema import Report
-from loadtests.targets import GatewayError, Offer, Target, offer
-
-_RELEASED = "released"
+from loadtests.selection import choose_targets, with_reference
+from loadtests.targets import GatewayError, offer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     settings = Settings(options.url.rstrip("/"), options.seconds, options.users, options.binary)
-    passes = _with_reference(targets, offered, document["reference"])
+    passes = with_reference(targets, offered, document["reference"])
     measurements = measure(settings, targets, passes, samples, lambda line: print(line, file=sys.stderr))
     report = make_report(
         measurements,
@@ -66,65 +65,6 @@ def write(report: Report, folder: Path) -> None:
     (folder / "report.md").write_text(markdown(report))
     draw(report, folder / "report.png")
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-
-
-def choose_targets(
-    offered: Offer, document: Mapping[str, Any], wanted: Sequence[str] | None
-) -> tuple[list[Target], dict[str, str]]:
-    """The targets to measure, and why variants of the document are left out.
-
-    Args:
-        offered: What the gateway offers.
-        document: What `mipgate show MODEL --json` prints.
-        wanted: Labels such as `tier:fast`; None takes all.
-
-    Raises:
-        ValueError: A wanted target does not exist.
-        GatewayError: The gateway and the document are not of the same model.
-    """
-    if unknown := [tier for tier in offered.tiers if tier not in document["tiers"]]:
-        raise GatewayError(
-            f"the gateway offers the tiers {', '.join(unknown)}, and the document does not know them. "
-            "Give the document of the model that is served."
-        )
-    targets = [
-        replace(t, unfit=_unfit(t.name, document)) if t.kind == "tier" else t for t in offered.targets()
-    ]
-    not_measured = {
-        entry["name"]: f"{entry['status']}: {entry.get('reason') or 'the gateway does not offer it'}"
-        for entry in document["variants"]
-        if entry["name"] not in offered.variants
-    }
-    if wanted is None:
-        return targets, not_measured
-    known = {target.label: target for target in targets}
-    if missing := [label for label in wanted if label not in known]:
-        raise ValueError(f"unknown target {', '.join(missing)}; the gateway offers {', '.join(known)}")
-    return [known[label] for label in dict.fromkeys(wanted)], {}
-
-
-def _unfit(tier: str, document: Mapping[str, Any]) -> dict[str, str]:
-    """Variants whose quality ratio is below the tier's floor, or that are not released: with the reason."""
-    floor = document["tiers"][tier]["min_quality_ratio"]
-    fit: set[str] = set()
-    unfit: dict[str, str] = {}
-    for entry in document["variants"]:
-        ratio = ((entry.get("quality") or {}).get("validation") or {}).get("ratio")
-        if entry["life"] != _RELEASED:
-            unfit[entry["name"]] = f"it is {entry['life']}, not released"
-        elif ratio is None or ratio < floor:
-            unfit[entry["name"]] = f"its quality ratio {ratio} is below the floor {floor}"
-        else:
-            fit.add(entry["name"])  # a candidate build of the same recipe changes nothing
-    return {name: why for name, why in unfit.items() if name not in fit}
-
-
-def _with_reference(targets: list[Target], offered: Offer, reference: str) -> list[Target]:
-    """The targets, and the reference: quality ratios need its pass over the test split."""
-    target = Target(offered.model, "variant", reference)
-    if target in targets or reference not in offered.variants:
-        return targets
-    return [target, *targets]
 
 
 def _read_document(path: Path, model: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import orjson
@@ -97,9 +96,10 @@ def read_samples(path: Path) -> Samples:
         SamplesError: It is not readable, or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaks the file when it holds no arrays.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, BadZipFile) as error:
+    except Exception as error:  # numpy raises whatever its parsers raise
         raise SamplesError(f"{path} holds no rows: {error}. Give the samples.npz of a model.") from error
     inputs = {name.removeprefix(_INPUT): array for name, array in arrays.items() if name.startswith(_INPUT)}
     labels = arrays.get("labels")

@@ -25,6 +25,7 @@ class Tally:
         judged: Good answers to rows with a label.
         correct: Those whose class is the label.
         failures: Requests without a good answer, by reason.
+        first_alike: The reason that stands for those that differ from it in numbers only.
     """
 
     keep_times: bool = True
@@ -34,6 +35,7 @@ class Tally:
     judged: int = 0
     correct: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    first_alike: dict[str, str] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float | None:
@@ -46,6 +48,7 @@ class Tally:
         self.gateway_ms.clear()
         self.variants.clear()
         self.failures.clear()
+        self.first_alike.clear()
         self.judged = self.correct = 0
 
     def answered(
@@ -62,9 +65,9 @@ class Tally:
             self.correct += answer.choice == label
 
     def failed(self, reason: str) -> None:
-        """Counts a request without a good answer; reasons that differ in numbers only count as one."""
-        status, colon, text = reason.partition(":")
-        self.failures[status + colon + _NUMBER.sub("#", text)[:_SHOWN]] += 1
+        """Counts a request without a good answer; reasons that differ in numbers only count as the first."""
+        alike = _NUMBER.sub("#", reason)
+        self.failures[self.first_alike.setdefault(alike, reason[:_SHOWN])] += 1
 
 
 @dataclass(frozen=True, slots=True)
