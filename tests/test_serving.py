@@ -29,11 +29,10 @@ VARIANTS = ("fp32", "fp16", "int8-dynamic", "int8-static", "pruned", "distilled"
 
 @pytest.fixture(scope="module")
 def store(digits: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Homes:
-    source = digits.root.parent
-    copy = Homes(
-        tmp_path_factory.mktemp("serving") / "bentoml", tmp_path_factory.mktemp("serving") / "mipgate"
-    )
-    shutil.copytree(source, copy.bentoml)
+    folder = tmp_path_factory.mktemp("serving")
+    copy = Homes(folder / "bentoml", folder / "mipgate")
+    copy.mipgate.mkdir()
+    shutil.copytree(digits.root.parent, copy.bentoml)
     return copy
 
 
