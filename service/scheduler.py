@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from time import perf_counter
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from service.errors import DeadlineError, InferenceError, UnavailableError
 
 log = logging.getLogger("mipgate.scheduler")
 
+_CLOSED = "this gateway is shutting down. Try again; another takes over."
 _LATE = "the deadline passed before the answer was there. Give more time, or ask for a faster tier."
 
 
@@ -86,28 +88,39 @@ class _Job:
     bytes: int = field(compare=False)
     arrived: float = field(compare=False)
     future: asyncio.Future[Completed] = field(compare=False)
+    has_timer: bool = field(default=False, compare=False)
+
+
+@dataclass(slots=True)
+class _Backlog:
+    """What waits for one variant, in all of its queues."""
+
+    requests: int = 0
+    bytes: int = 0
 
 
 class _Queue:
     """The waiting requests of one variant that can share batches, earliest deadline first."""
 
-    __slots__ = ("bytes", "jobs", "rows", "variant")
+    __slots__ = ("backlog", "jobs", "rows", "variant")
 
-    def __init__(self, variant: Executable) -> None:
+    def __init__(self, variant: Executable, backlog: _Backlog) -> None:
         self.variant = variant
+        self.backlog = backlog
         self.jobs: list[_Job] = []
         self.rows = 0
-        self.bytes = 0
 
     def push(self, job: _Job) -> None:
         heapq.heappush(self.jobs, job)
         self.rows += job.rows
-        self.bytes += job.bytes
+        self.backlog.requests += 1
+        self.backlog.bytes += job.bytes
 
     def pop(self) -> _Job:
         job = heapq.heappop(self.jobs)
         self.rows -= job.rows
-        self.bytes -= job.bytes
+        self.backlog.requests -= 1
+        self.backlog.bytes -= job.bytes
         return job
 
 
@@ -117,15 +130,17 @@ class Scheduler:
     def __init__(self, limits: Limits, clock: Callable[[], float] = perf_counter) -> None:
         self._limits = limits
         self._clock = clock
-        self._queues: dict[Hashable, _Queue] = {}
+        self._queues: dict[Hashable, _Queue] = {}  # none of them is empty
+        self._backlogs: dict[str, _Backlog] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mipgate-device")
         self._busy_until: float | None = None
         self._dispatch_planned = False
+        self._closed = False
         self._count = 0
 
     def depth(self, key: str) -> int:
         """Requests that wait for a variant."""
-        return sum(len(queue.jobs) for queue in self._queues.values() if queue.variant.key == key)
+        return self._backlogs[key].requests if key in self._backlogs else 0
 
     def wait_ms(self) -> float:
         """Predicted time until everything that waits or runs now is done."""
@@ -145,34 +160,49 @@ class Scheduler:
             deadline: On the scheduler's clock.
 
         Raises:
-            UnavailableError: The variant's queue is full.
+            UnavailableError: The variant's queue is full, or the scheduler is closed.
         """
+        if self._closed:
+            raise UnavailableError(_CLOSED)
         loop = asyncio.get_running_loop()
-        key = (variant.key, variant.shape_key(inputs))
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = _Queue(variant)
+        backlog = self._backlogs.setdefault(variant.key, _Backlog())
         size = sum(array.nbytes for array in inputs.values())
-        if len(queue.jobs) >= self._limits.requests or queue.bytes + size > self._limits.bytes:
+        if backlog.requests >= self._limits.requests or backlog.bytes + size > self._limits.bytes:
             raise UnavailableError(
                 f"the queue of {variant.key} is full. Try again after Retry-After.",
                 "capacity",
                 self.wait_ms() / 1e3,
             )
+        key = (variant.key, variant.shape_key(inputs))
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue(variant, backlog)
         self._count += 1
         job = _Job(deadline, self._count, inputs, rows, size, self._clock(), loop.create_future())
         queue.push(job)
         if self._busy_until is not None:
-            # The device may be held beyond this deadline; the answer must not wait for it.
-            timer = loop.call_later(max(0.0, deadline - job.arrived), _expire, job.future)
-            job.future.add_done_callback(lambda _: timer.cancel())
+            self._set_timer(loop, job, job.arrived)
         else:
             self._plan_dispatch(loop)
         return job.future
 
     def close(self) -> None:
-        """Lets the running batch end and refuses new ones."""
+        """Lets the running batch end and refuses what waits and what comes."""
+        self._closed = True
+        for queue in self._queues.values():
+            while queue.jobs:
+                job = queue.pop()
+                if not job.future.done():
+                    job.future.set_exception(UnavailableError(_CLOSED))
+        self._queues.clear()
         self._executor.shutdown(wait=True)
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop, job: _Job, now: float) -> None:
+        """The device may be held beyond a request's deadline; its answer must not wait for it."""
+        if not (job.has_timer or job.future.done()):
+            job.has_timer = True
+            timer = loop.call_later(max(0.0, job.deadline - now), _expire, job.future)
+            job.future.add_done_callback(lambda _: timer.cancel())
 
     def _plan_dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Dispatches when the loop has read what is there to read: those requests share a batch."""
@@ -198,6 +228,8 @@ class Scheduler:
         started = self._clock()
         self._busy_until = started + predicted_ms / 1e3
         running = loop.run_in_executor(self._executor, _run, variant, jobs, self._clock)
+        for job in chain(jobs, *(queue.jobs for queue in self._queues.values())):
+            self._set_timer(loop, job, started)
 
         def done(future: asyncio.Future[_Ran]) -> None:
             self._busy_until = None
@@ -269,9 +301,9 @@ def _finish(
     variant.executed(rows, len(jobs), seconds)
     if isinstance(outputs, Exception):
         log.error("%s failed on a batch of %d rows", variant.key, rows, exc_info=outputs)
-    elif any(len(output) != rows for output in outputs):
-        lengths = [len(output) for output in outputs]
-        log.error("%s gave %s rows for a batch of %d", variant.key, lengths, rows)
+    elif any(np.shape(output)[:1] != (rows,) for output in outputs):
+        shapes = [np.shape(output) for output in outputs]
+        log.error("%s gave shapes %s for a batch of %d rows", variant.key, shapes, rows)
         outputs = ValueError("wrong number of rows")
     offset = 0
     for job in jobs:
