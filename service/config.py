@@ -6,6 +6,7 @@ The file is TOML, named by `MIPGATE_CONFIG`, else `config.toml` in the Mipgate h
 from __future__ import annotations
 
 import os
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -52,8 +53,11 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the environment, then the file."""
-        file = Path(os.environ.get("MIPGATE_CONFIG") or mipgate_home() / "config.toml")
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file())
+
+
+def _file() -> Path:
+    return Path(os.environ.get("MIPGATE_CONFIG") or mipgate_home() / "config.toml")
 
 
 @cache
@@ -61,8 +65,10 @@ def config() -> Config:
     """This process's configuration.
 
     Raises:
-        ConfigError: A value does not fit; the message names the setting.
+        ConfigError: A value does not fit, or the file cannot be read; the message names which.
     """
+    if os.environ.get("MIPGATE_CONFIG") and not _file().is_file():
+        raise ConfigError(f"MIPGATE_CONFIG = {str(_file())!r}: there is no such file. Change it.")
     try:
         return Config()
     except ValidationError as error:
@@ -71,3 +77,5 @@ def config() -> Config:
         raise ConfigError(
             f"MIPGATE_{name.upper()} = {first['input']!r}: {first['msg']}. Change it."
         ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{_file()} is not TOML: {error}. Mend that line.") from error
