@@ -85,9 +85,7 @@ def command(model: str, url: str, out: Path | None, seconds: float, users: int, 
 def _check_installed() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise click.ClickException(
-            f"{' and '.join(missing)} not installed. Run `pip install 'mipgate[loadtest]'`."
-        )
+        raise click.ClickException(f"{missing[0]} is not installed. Run `pip install 'mipgate[loadtest]'`.")
 
 
 def _check_gateway(url: str) -> None:
