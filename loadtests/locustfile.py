@@ -45,8 +45,10 @@ def add_arguments(parser: Any) -> None:
 
 
 @events.init.add_listener
-def add_accuracy_page(environment: Any, **_: Any) -> None:
+def prepare(environment: Any, **_: Any) -> None:
     """Serves the live accuracy per target at `/accuracy` of the web UI."""
+    if environment.host:
+        environment.host = environment.host.rstrip("/")  # Locust puts paths right behind it
     if environment.web_ui is not None:
         environment.web_ui.app.add_url_rule("/accuracy", "accuracy", accuracy)
 
@@ -135,7 +137,7 @@ def _classes(offered: Offer, samples: Samples, *, binary: bool) -> Mapping[str, 
 
 def _discover() -> Mapping[str, type[FastHttpUser]]:
     options = _known_arguments()
-    host = options.host or DEFAULT_HOST
+    host = (options.host or DEFAULT_HOST).rstrip("/")
     TierMix.host = host
     try:
         offered = offer(host, options.model)

@@ -80,7 +80,7 @@ def _draw_trade(axes: Axes, targets: Sequence[TargetReport]) -> None:
         )
     if not judged:
         axes.text(0.5, 0.5, "no labelled rows", ha="center", transform=axes.transAxes)
-    axes.set_title("Accuracy against throughput: tiers (diamonds), variants (dots)", fontsize=10)
+    axes.set_title("Accuracy against throughput (diamonds: tiers)", fontsize=10)
     axes.set_xlabel("good answers per second")
     axes.set_ylabel("accuracy on the test split, %")
     axes.margins(x=0.2, y=0.35)

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -151,7 +152,7 @@ def _print(summary: Summary, holes: dict[str, str], host: dict[str, Any]) -> Non
             f"{figures['p50_ms']:.3f}",
             f"{figures['p99_ms']:.3f}",
             f"{figures['tail']:.2f}",
-            f"{ratio['median']:.2f}x" if ratio and ratio["median"] is not None else "-",
+            _spread(ratio["rounds"]) if ratio and ratio["rounds"] else "-",
         )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     for name in PEERS:
@@ -161,6 +162,10 @@ def _print(summary: Summary, holes: dict[str, str], host: dict[str, Any]) -> Non
         measured = "-" if each["measured"] is None else f"{each['measured']:.2f}x"
         why = f" ({each['why']})" if each["why"] else ""
         print(f"{each['name']}: {measured}, required {each['required']}: {each['verdict']}{why}")
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _parser() -> argparse.ArgumentParser:

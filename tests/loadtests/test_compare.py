@@ -98,7 +98,7 @@ def test_a_wrong_call_ends_with_2(files, options):
 def test_the_locustfile_offers_a_user_class_per_target_and_a_mix(files):
     arguments = ["--headless", "-u", "2", "-r", "2", "-t", "1s", "--samples", str(files / "samples.npz")]
     with stub_gateway() as url:
-        command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--host", url]
+        command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--host", f"{url}/"]
         listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=False, timeout=60)
         done = subprocess.run(
             [*command, *arguments, "variant_int8"], capture_output=True, text=True, check=False, timeout=60
