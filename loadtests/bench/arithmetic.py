@@ -102,14 +102,17 @@ def summarize(rounds: Sequence[Round]) -> Summary:
                 f"at least {MIN_SPEEDUP:g}x",
                 speedup,
                 speedup is not None and speedup >= MIN_SPEEDUP,
-                "; ".join(voids),
+                "; ".join(voids) or _disagreement([r >= MIN_SPEEDUP for r in ratios[PLAIN]["rounds"]]),
             ),
             _requirement(
                 f"p99 over p50 of {GATEWAY}",
                 f"at most {MAX_TAIL:g}x",
                 tail,
                 tail is not None and tail <= MAX_TAIL,
-                peers[GATEWAY]["void"] or "",
+                peers[GATEWAY]["void"]
+                or _disagreement(
+                    [s.p99_ms / s.p50_ms <= MAX_TAIL for each in rounds if (s := each[GATEWAY])]
+                ),
             ),
         ],
     }
@@ -151,6 +154,13 @@ def _ratio(peers: Mapping[str, PeerFigures], name: str, rounds: Sequence[Round])
         if (ours := each.get(GATEWAY)) is not None and (theirs := each.get(name)) is not None
     ]
     return {"median": median(ratios), "rounds": ratios}
+
+
+def _disagreement(held: Sequence[bool]) -> str:
+    """A median says little when rounds fall on both sides of what is required."""
+    if len(set(held)) < 2:
+        return ""
+    return f"inconclusive: it held in {sum(held)} of {len(held)} rounds"
 
 
 def _requirement(name: str, required: str, measured: float | None, holds: bool, why: str) -> Requirement:

@@ -87,6 +87,13 @@ def test_one_flawed_round_voids_the_peer(flaw, why):
     assert verdicts(gateway) == ["void", "void"]
 
 
+def test_rounds_on_both_sides_of_a_requirement_are_told():
+    summary = summarize(rounds(FAST, SLOW, BARE))
+    assert summary["ratios"][PLAIN]["rounds"][0] < 12
+    assert summary["requirements"][0]["why"] == "inconclusive: it held in 2 of 3 rounds"
+    assert summary["requirements"][1]["why"] == ""
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_than_three_rounds_are_void(count):
     assert verdicts(summarize(rounds(FAST, SLOW, BARE)[:count])) == ["void", "void"]
