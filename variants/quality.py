@@ -19,6 +19,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 _Z = 1.959964  # the normal quantile of a two-sided 95% interval
 _RESAMPLE_BLOCK = 64
+_LARGEST_RATIO = 1e6
 
 Outputs = Mapping[str, Array]
 Floats = NDArray[np.float64]
@@ -44,12 +45,15 @@ class Metric:
     is_proportion: bool = False
 
     def ratio(self, value: Floats | float, reference: Floats | float) -> Floats:
-        """Quality over the reference's, inverted where lower is better, so that more is always better."""
+        """Quality over the reference's, inverted where lower is better, so that more is always better.
+
+        Over nothing at all it is `_LARGEST_RATIO`: JSON has no infinity, and a card must be readable.
+        """
         over, under = (value, reference) if self.higher_is_better else (reference, value)
         over, under = np.asarray(over, np.float64), np.asarray(under, np.float64)
-        even = np.where(over == under, 1.0, np.inf)
+        even = np.where(over == under, 1.0, _LARGEST_RATIO)
         ratio = np.broadcast_to(even, np.broadcast(over, under).shape).copy()
-        np.divide(over, under, out=ratio, where=under != 0)
+        np.divide(over, under, out=ratio, where=over < under * _LARGEST_RATIO)
         return ratio
 
 
