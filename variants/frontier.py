@@ -31,6 +31,5 @@ def fastest(items: Iterable[T], cost: Callable[[T], float], quality: Callable[[T
 def dominates(one: Profile, other: Profile) -> bool:
     """Whether one is at least as good in quality and faster at every batch size that both know."""
     sizes = one.latency_ms.keys() & other.latency_ms.keys()
-    return one.quality.validation.ratio >= other.quality.validation.ratio and all(
-        one.latency_ms[size].p50 < other.latency_ms[size].p50 for size in sizes
-    )
+    is_faster = bool(sizes) and all(one.latency_ms[s].p50 < other.latency_ms[s].p50 for s in sizes)
+    return is_faster and one.quality.validation.ratio >= other.quality.validation.ratio
