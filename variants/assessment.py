@@ -65,7 +65,9 @@ def assess(card: Card, stored: Mapping[str, StoredVariant | str], host: Host) ->
         host: Where it would serve.
     """
     standings = [_stand_alone(card, entry, stored.get(entry.id.version), host) for entry in card.entries]
-    reference = next((s for s in standings if s.entry.id.recipe == card.spec.reference and s.profile), None)
+    references = [s for s in standings if s.entry.id.recipe == card.spec.reference and s.profile]
+    # A retrained reference is a build beside the old one: the released one is what others are held against.
+    reference = max(references, key=lambda s: s.entry.life is Life.RELEASED, default=None)
     serving = [s for s in standings if s.status is Status.SERVING and s.entry.life is Life.RELEASED]
     return [_stand_among(standing, serving, reference, card.spec.profile_batch) for standing in standings]
 
