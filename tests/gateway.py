@@ -55,7 +55,7 @@ class Gateway:
 
     def workers(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "_bentoml_impl.worker.service" in " ".join(child.cmdline())]
+        return [child for child in children if _is_worker(child)]
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -73,6 +73,13 @@ class Gateway:
     ) -> httpx.Response:
         path = "digits" if version is None else f"digits/versions/{version}"
         return httpx.post(f"{self.url}/v2/models/{path}/infer", json=request(row, **parameters), timeout=30)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "_bentoml_impl.worker.service" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False  # it died meanwhile
 
 
 @contextlib.contextmanager

@@ -135,7 +135,8 @@ def _stand_alone(card: Card, entry: Entry, stored: StoredVariant | str | None, h
     if not isinstance(stored, StoredVariant):
         return Standing(entry, None, Status.REFUSED, stored or "its artifact is not in the store", None, ())
     measured = card.hosts.get(host.fingerprint)
-    profiles = tuple(measured.profiles.get(entry.id.version, ())) if measured else ()
+    known = measured.profiles.get(entry.id.version, ()) if measured else ()
+    profiles = tuple(profile for profile in known if profile.threads <= host.threads)
     profile = choose_profile(profiles, card.spec.profile_batch)
     if profile is None:
         refusals = measured.refusals.get(entry.id.version, {}) if measured else {}

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models.model import ModelContext, ModelInfo, ModelOptions
-from bentoml.exceptions import BentoMLException, NotFound
+from bentoml.exceptions import NotFound
 from filelock import FileLock
 
 from variants import document
@@ -43,6 +43,7 @@ SAMPLES_FILE = "samples.npz"
 VALIDATION_FILE = "validation.npz"
 _CARD_DATA = (SAMPLES_FILE, VALIDATION_FILE)
 _KIND = "mipgate"
+_REMEDY = "Build the model again, or restore the store."
 
 
 class CatalogError(Exception):
@@ -207,7 +208,7 @@ class Catalog:
                 f"`bentoml delete {bentos[0]}`."
             )
         if self._folder(variant.tag).is_dir():
-            self._store.delete(variant.tag)
+            self._delete(variant.tag)
 
     def collect(self, keep_cards: int = 3) -> list[str]:
         """Deletes what nothing refers to: old cards, and artifacts that no card or Bento names.
@@ -222,11 +223,11 @@ class Catalog:
                 cards = self._card_tags(model)
                 kept = set(cards[-keep_cards:]) | packed
                 named = {e.id.tag for tag in cards if tag in kept for e in self._read_card(tag).entries}
-                artifacts = self._tags(kind="variant", model=model)
+                artifacts = self._artifact_tags(model)
                 doomed += [tag for tag in cards if tag not in kept]
                 doomed += [tag for tag in artifacts if tag not in named | packed]
         for tag in doomed:
-            self._store.delete(tag)
+            self._delete(tag)
         return doomed
 
     # The store itself
@@ -245,9 +246,31 @@ class Catalog:
     def _newest_card(self, model: str) -> str | None:
         return next(reversed(self._card_tags(model)), None)
 
-    def _tags(self, kind: str, model: str) -> list[str]:
-        wanted = {"kind": kind, "model": model}
-        return [str(item.tag) for item in self._store.list() if wanted.items() <= item.info.labels.items()]
+    def _artifact_tags(self, model: str) -> list[str]:
+        """Tags of a model's artifacts; what cannot be read cannot be told to be one."""
+        wanted = {"kind": "variant", "model": model}
+        tags = []
+        for folder in sorted(self.root.glob(f"{model}.*/*/")):
+            tag = f"{folder.parent.name}:{folder.name}"
+            with suppress(DamagedArtifactError):
+                if wanted.items() <= self._info(tag).labels.items():
+                    tags.append(tag)
+        return tags
+
+    def _delete(self, tag: str) -> None:
+        try:
+            self._store.delete(tag)
+        except Exception:  # afterwards BentoML reads the entry's neighbours, which may be damaged
+            if self._folder(tag).exists():
+                raise
+
+    def _info(self, tag: str) -> ModelInfo:
+        try:
+            return self._store.get(tag).info
+        except NotFound as error:
+            raise DamagedArtifactError(f"{tag} is not in the store. {_REMEDY}") from error
+        except Exception as error:  # what BentoML raises for a damaged model.yaml has no common base
+            raise DamagedArtifactError(f"model.yaml of {tag} cannot be read. {_REMEDY}") from error
 
     def _read_card(self, tag: str) -> Card:
         self._verify(tag)
@@ -305,19 +328,18 @@ class Catalog:
         return True
 
     def _verify(self, tag: str) -> None:
-        remedy = "Build the model again, or restore the store."
         try:
-            published: dict[str, str] = dict(self._store.get(tag).info.metadata["files"])  # type: ignore[arg-type]
-        except NotFound as error:
-            raise DamagedArtifactError(f"{tag} is not in the store. {remedy}") from error
-        except (BentoMLException, KeyError, TypeError, ValueError) as error:
-            raise DamagedArtifactError(f"{tag} has no readable list of files. {remedy}") from error
+            published: dict[str, str] = dict(self._info(tag).metadata["files"])  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedArtifactError(f"{tag} has no readable list of files. {_REMEDY}") from error
         for name, digest in published.items():
             path = self._folder(tag) / name
             if not path.is_file():
-                raise DamagedArtifactError(f"{name} of {tag} is missing. {remedy}")
+                raise DamagedArtifactError(f"{name} of {tag} is missing. {_REMEDY}")
             if sha256(path) != digest:
-                raise DamagedArtifactError(f"{name} of {tag} has another sha256 than was published. {remedy}")
+                raise DamagedArtifactError(
+                    f"{name} of {tag} has another sha256 than was published. {_REMEDY}"
+                )
 
 
 def released_tags(catalog: Catalog) -> list[str]:

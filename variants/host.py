@@ -24,11 +24,11 @@ class Host:
     """What a profile is valid for.
 
     Attributes:
-        fingerprint: Digest of all the others; profiles of another fingerprint are not trusted.
+        fingerprint: Digest of all but `threads`; profiles of another fingerprint are not trusted.
         cpu: Model name.
         features: Instruction sets that matter.
         cores: Cores that this process may use, after affinity and cgroup quota.
-        threads: Threads that one worker gives to a call.
+        threads: Threads that one worker may give to a call; profiles say how many they were taken with.
         libraries: Versions of what executes.
     """
 
@@ -71,8 +71,7 @@ def this_host(workers: int = 1) -> Host:
     """Describes this host for one of `workers` processes that share its cores."""
     cpu, features = _cpu()
     cores = available_cores()
-    threads = max(1, cores // workers)
     libraries = {name: found for name in _LIBRARIES if (found := installed_version(name))}
-    facts = json.dumps([cpu, features, cores, threads, libraries], sort_keys=True)
+    facts = json.dumps([cpu, features, cores, libraries], sort_keys=True)
     fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:12]
-    return Host(fingerprint, cpu, features, cores, threads, libraries)
+    return Host(fingerprint, cpu, features, cores, max(1, cores // workers), libraries)

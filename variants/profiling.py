@@ -24,7 +24,7 @@ from variants.quality import METRICS, agreement, estimate, max_abs_error
 from variants.runtime import Runtime, Session, open_session
 from variants.samples import read_split
 
-_SECONDS_PER_BATCH_SIZE = 0.4
+_SECONDS_PER_BATCH_SIZE = 0.25
 _FEWEST_CALLS = 20
 _MOST_CALLS = 400
 _WARM_UP_SECONDS = 0.05

@@ -43,7 +43,7 @@ class Runtime:
     threads: int
 
     def __str__(self) -> str:
-        return self.engine if self.precision == "f32" else f"{self.engine} ({self.precision})"
+        return f"{self.engine} {self.precision} x{self.threads}"
 
 
 class Session:
@@ -154,12 +154,16 @@ REFERENCE_ENGINE = "onnxruntime-cpu"
 
 
 def available_runtimes(host: Host) -> list[Runtime]:
-    """Every runtime that this host offers, the reference engine first."""
+    """Every runtime that this host offers, the reference engine first.
+
+    Each with one thread and with all of a worker's: threads that wait for each other slow a small model down.
+    """
     return [
-        Runtime(name, precision, host.threads)
+        Runtime(name, precision, threads)
         for name, engine in ENGINES.items()
         if engine.why_missing() is None
         for precision in engine.precisions(host)
+        for threads in sorted({1, host.threads})
     ]
 
 
