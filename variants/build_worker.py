@@ -13,12 +13,13 @@ from pathlib import Path
 import onnx
 
 from compression.base import CompressionError, PassContext, PassRefusedError
-from compression.data import Splits
+from compression.data import Split, Splits
 from compression.inspection import count
 from compression.model import Form, TorchModel
 from compression.pipeline import Compressed, compress, pass_versions
 from compression.recipe import Recipe
 from compression.registry import PASSES
+from compression.signature import Signature
 from variants import document
 from variants.build_job import Job, Outcome, Planned, Prepared, Result, build_key
 from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE, sha256
@@ -43,15 +44,17 @@ _SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning")
 def prepare(job: Job) -> Prepared:
     """Loads the data, trains or finds the reference, and plans every recipe."""
     spec = load_spec(job.spec)
+    for name in job.only:
+        spec.recipe(name)  # an unknown name is an error before anything is trained
+    wanted = [r for r in spec.recipes if not job.only or r.name in (*job.only, spec.reference)]
+    versions = {recipe.name: pass_versions(recipe) for recipe in wanted}
     splits = spec.splits()
     write_split(job.folder / SAMPLES_FILE, splits.test)
     write_split(job.folder / VALIDATION_FILE, splits.validation)
     reference = reference_model(spec, splits, report_to_parent)
     source = reference.weights_digest()
-    for name in job.only:
-        spec.recipe(name)  # an unknown name is an error before anything is built
-    wanted = [r for r in spec.recipes if not job.only or r.name in (*job.only, spec.reference)]
-    return Prepared(spec.serving_spec(), [_plan(spec, splits, source, recipe) for recipe in wanted])
+    plans = [_plan(spec, splits, source, recipe, versions[recipe.name]) for recipe in wanted]
+    return Prepared(spec.serving_spec(), plans)
 
 
 def build_variant(job: Job, recipe_name: str) -> Outcome:
@@ -78,15 +81,17 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     except (CompressionError, ParityError) as error:
         return Outcome(failed=str(error))
     _write_golden(job.folder, splits)
-    return Outcome(scorecard=_score(path, compressed, parity, time.perf_counter() - started))
+    return Outcome(
+        scorecard=_score(path, compressed, splits.calibration, parity, time.perf_counter() - started)
+    )
 
 
-def _plan(spec: ModelSpec, splits: Splits, source: str, recipe: Recipe) -> Planned:
+def _plan(spec: ModelSpec, splits: Splits, source: str, recipe: Recipe, passes: dict[str, int]) -> Planned:
     lineage = Lineage(
         source=source,
         data=splits.digest,
         recipe=recipe.digest,
-        passes=pass_versions(recipe),
+        passes=passes,
         libraries={name: installed_version(name) or "missing" for name in _SHAPING},
         seed=spec.seed,
     )
@@ -106,8 +111,20 @@ def _write_golden(folder: Path, splits: Splits) -> None:
     write_golden(folder / GOLDEN_FILE, rows.inputs, outputs)
 
 
-def _score(path: Path, compressed: Compressed, parity: dict[str, float], seconds: float) -> Scorecard:
-    counts = count(compressed.artifact)
+def _axes(signature: Signature, rows: Split) -> dict[str, int]:
+    """Lengths that the symbolic axes have in real data; operations are counted for them."""
+    return {
+        axis: length
+        for spec in signature.inputs
+        for axis, length in zip(spec.row_shape, rows.inputs[spec.name].shape[1:], strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def _score(
+    path: Path, compressed: Compressed, rows: Split, parity: dict[str, float], seconds: float
+) -> Scorecard:
+    counts = count(compressed.artifact, _axes(compressed.artifact.signature, rows))
     return Scorecard(
         bytes=path.stat().st_size,
         sha256=sha256(path),

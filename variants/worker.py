@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from variants import document
 Report = Callable[[str, float], None]
 T = TypeVar("T")
 _TAIL_LINES = 15
+_OWN_ERROR = re.compile(r"^(?:compression|variants)\.[\w.]+: ")
 
 
 class WorkerError(Exception):
@@ -82,5 +84,7 @@ def _cause(returncode: int, tail: deque[str]) -> str:
         return "the process was killed; the machine probably ran out of memory. Build with fewer --jobs."
     if returncode < 0:
         return f"the process died of {signal.Signals(-returncode).name}. Last words: {' | '.join(tail)}"
-    # An exception's own line is the last; the traceback above it is for the log.
-    return tail[-1] if tail else f"the process ended with status {returncode} and said nothing"
+    if not tail:
+        return f"the process ended with status {returncode} and said nothing"
+    # An uncaught exception's own line is the last. Our own errors explain themselves without their class.
+    return _OWN_ERROR.sub("", tail[-1])
