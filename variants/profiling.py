@@ -24,10 +24,12 @@ from variants.quality import METRICS, agreement, estimate, max_abs_error
 from variants.runtime import Runtime, Session, open_session
 from variants.samples import read_split
 
-_SECONDS_PER_BATCH_SIZE = 0.25
-_FEWEST_CALLS = 20
-_MOST_CALLS = 400
-_WARM_UP_SECONDS = 0.05
+# Batch sizes are timed in turn, several times over, so that a machine's drift touches all of them alike.
+_ROUNDS = 3
+_SECONDS_PER_ROUND = 0.1
+_FEWEST_CALLS = 8
+_MOST_CALLS = 200
+_WARM_UP_SECONDS = 0.1
 _QUALITY_BATCH = 32
 
 
@@ -70,7 +72,7 @@ def measure(job: ProfilingJob) -> Profile:
     load_s = time.perf_counter() - started
     session.run(first_row)
     memory = max(0, process.memory_info().rss - before)
-    latency = {size: time_batch(session, repeat_rows(test, size)) for size in BATCH_SIZES}
+    latency = time_batches(session, {size: repeat_rows(test, size) for size in BATCH_SIZES})
     reference = open_session(job.reference, job.reference_runtime)
     return Profile(
         runtime=job.runtime.engine,
@@ -84,20 +86,38 @@ def measure(job: ProfilingJob) -> Profile:
     )
 
 
-def time_batch(session: Session, batch: Mapping[str, Array]) -> Latency:
-    """Percentiles of the time of one call with this batch, in milliseconds."""
-    warm = time.perf_counter() + _WARM_UP_SECONDS
-    session.run(batch)
-    while time.perf_counter() < warm:
+def time_batches(session: Session, batches: Mapping[int, Mapping[str, Array]]) -> dict[int, Latency]:
+    """Percentiles of the time of one call by batch size, in milliseconds."""
+    times: dict[int, list[float]] = {size: [] for size in batches}
+    _warm_up(session, batches)
+    for _ in range(_ROUNDS):
+        for size, batch in batches.items():
+            times[size] += _time_calls(session, batch)
+    return {size: _percentiles(calls) for size, calls in times.items()}
+
+
+def _warm_up(session: Session, batches: Mapping[int, Mapping[str, Array]]) -> None:
+    end = time.perf_counter() + _WARM_UP_SECONDS
+    for batch in batches.values():
         session.run(batch)
+    while time.perf_counter() < end:
+        session.run(next(iter(batches.values())))
+
+
+def _time_calls(session: Session, batch: Mapping[str, Array]) -> list[float]:
     times: list[float] = []
-    end = time.perf_counter() + _SECONDS_PER_BATCH_SIZE
+    session.run(batch)  # the first call after another batch size allocates anew
+    end = time.perf_counter() + _SECONDS_PER_ROUND
     while len(times) < _FEWEST_CALLS or (time.perf_counter() < end and len(times) < _MOST_CALLS):
         started = time.perf_counter()
         session.run(batch)
         times.append((time.perf_counter() - started) * 1e3)
-    p50, p95, p99 = np.percentile(times, [50, 95, 99])
-    return Latency(round(float(p50), 5), round(float(p95), 5), round(float(p99), 5))
+    return times
+
+
+def _percentiles(times: list[float]) -> Latency:
+    p50, p95, p99 = (round(float(value), 5) for value in np.percentile(times, [50, 95, 99]))
+    return Latency(p50, p95, p99)
 
 
 def repeat_rows(split: Split, size: int) -> dict[str, Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-_PIPE_WIDTH = 240
+_WIDEST = 1000
 
 json_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs."
@@ -30,8 +29,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
     for row in rows:
         table.add_row(*row)
-    # A pipe has no width to fit into: cutting cells there would lose figures.
-    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+    # Cells are never cut: a terminal that is too narrow wraps lines, a pipe has no width to fit into.
+    natural = Console(width=_WIDEST).measure(table).maximum
+    Console(width=max(natural, 20)).print(table)
 
 
 def human_bytes(count: float) -> str:

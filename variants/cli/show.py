@@ -76,7 +76,7 @@ def _row(standing: Standing) -> list[str]:
     quality = profile.quality
     return [
         *row,
-        profile.runtime if profile.precision == "f32" else f"{profile.runtime} {profile.precision}",
+        f"{profile.runtime} {profile.precision} x{profile.threads}",
         human_bytes(stored.scorecard.bytes) if stored else "-",
         f"{profile.latency_ms[1].p50:.3f} ms",
         f"{profile.latency_ms[8].p50:.3f} ms",
@@ -119,7 +119,7 @@ def _print_variant(standing: Standing) -> None:
 def _latency_row(profile: Profile, batch: int) -> list[str]:
     latency = profile.latency_ms[batch]
     return [
-        f"{profile.runtime} {profile.precision}",
+        f"{profile.runtime} {profile.precision} x{profile.threads}",
         str(batch),
         *(f"{value:.3f}" for value in (latency.p50, latency.p95, latency.p99)),
         f"{profile.load_s * 1e3:.0f} ms",
