@@ -1,0 +1,65 @@
+"""Specs small enough to build in a test: `mipgate build tests.variants.tiny_specs:TINY`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from compression.data import Split, Splits
+from compression.recipe import Recipe, step
+from compression.signature import Signature, TensorSpec
+from variants.spec import ModelSpec
+
+WIDTH, CLASSES = 64, 3
+
+
+def _net(hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(WIDTH, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
+
+
+def _teacher() -> nn.Module:
+    return _net(256)
+
+
+def _student() -> nn.Module:
+    return _net(32)
+
+
+def _split(generator: np.random.Generator, rows: int) -> Split:
+    x = generator.normal(size=(rows, WIDTH)).astype(np.float32)
+    return Split({"x": x}, x[:, :CLASSES].argmax(axis=1))
+
+
+def _splits() -> Splits:
+    generator = np.random.default_rng(0)
+    return Splits(*(_split(generator, rows) for rows in (64, 64, 80, 80)))
+
+
+TINY = ModelSpec(
+    name="tiny",
+    factory=_teacher,
+    student=_student,
+    train_reference=False,
+    signature=Signature(
+        (TensorSpec("x", "float32", ("batch", WIDTH)),), (TensorSpec("y", "float32", ("batch", CLASSES)),)
+    ),
+    splits=_splits,
+    metric="accuracy",
+    recipes=(
+        Recipe(name="fp32"),
+        Recipe(name="fp16", steps=(step("fp16"),)),
+        Recipe(name="int8-twice", steps=(step("int8-dynamic"), step("int8-dynamic"))),
+        Recipe(name="backwards", steps=(step("fp16"), step("prune-structured"))),
+    ),
+)
+
+# Another reference of the same model.
+RETRAINED = replace(TINY, seed=1, recipes=TINY.recipes[:2])
+
+ENDLESS = replace(
+    TINY, recipes=(*TINY.recipes[:2], Recipe(name="endless", steps=(step("distill", epochs=1_000_000),)))
+)
+
+MISSPELLED = replace(TINY, recipes=(*TINY.recipes[:2], Recipe(name="typo", steps=(step("fp61"),))))
