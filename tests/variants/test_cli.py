@@ -1,0 +1,179 @@
+"""The command line: every verb helps, speaks JSON, and ends with the status that it means."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Homes
+from variants.cli.main import VERBS
+from variants.host import this_host
+from variants.runtime import ENGINES
+
+NOBODY = "http://127.0.0.1:9"  # no gateway answers there
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+def mipgate(homes: Homes, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from variants.cli.main import main; main()", *arguments]
+    ended = subprocess.run(command, env=homes.environment, cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in ended.stderr
+    return ended
+
+
+def said(homes: Homes, *arguments: str) -> Any:
+    ended = mipgate(homes, *arguments)
+    assert ended.returncode == DONE, ended.stderr
+    return json.loads(ended.stdout)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Homes:
+    return Homes(tmp_path / "bentoml", tmp_path / "mipgate")
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_helps_with_an_example_of_itself(verb: str) -> None:
+    from click.testing import CliRunner
+
+    from variants.cli.main import main
+
+    helped = CliRunner().invoke(main, [verb, "--help"], prog_name="mipgate")
+    assert helped.exit_code == DONE
+    example = helped.output.partition("Example: ")[2]
+    assert f"mipgate {verb}" in example
+    assert helped.output.startswith(f"Usage: mipgate {verb}")
+
+
+def test_the_command_alone_lists_its_verbs(empty: Homes) -> None:
+    helped = mipgate(empty, "--help")
+    assert helped.returncode == DONE
+    assert "Example: mipgate" in helped.stdout
+    for verb, purpose in VERBS.items():
+        assert f"  {verb} " in helped.stdout
+        assert purpose in " ".join(helped.stdout.split())
+
+
+def test_helping_needs_nothing_that_only_building_has(empty: Homes) -> None:
+    code = "import sys\nfrom variants.cli.main import main\ntry: main(['show', '--help'])\n"
+    code += "except SystemExit: print(*{name.partition('.')[0] for name in sys.modules})"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=empty.environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert not {"torch", "sklearn", "onnx"} & set(ended.stdout.splitlines()[-1].split())
+
+
+# ---- usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("juggle",), ("show",), ("show", "a", "b"), ("build", "digits", "--jobs", "two"), ("list", "--jsn"),
+     ("release",), ("serve", "--port", "http")],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_is_no_command_ends_with_2(empty: Homes, arguments: tuple[str, ...]) -> None:
+    ended = mipgate(empty, *arguments)
+    assert ended.returncode == USAGE
+    assert "Usage: " in ended.stderr
+
+
+# ---- an empty store
+
+
+def test_an_empty_store_says_what_to_run(empty: Homes) -> None:
+    listed = mipgate(empty, "list")
+    assert listed.returncode == DONE
+    assert "Run `mipgate build digits`" in listed.stdout
+    assert said(empty, "list", "--json") == []
+    assert said(empty, "gc", "--json") == {"deleted": []}
+    for arguments in (("serve",), ("bento",), ("show", "digits"), ("profile", "digits")):
+        ended = mipgate(empty, *arguments)
+        assert ended.returncode == FAILED, arguments
+        assert "Run `mipgate build digits`" in ended.stderr
+
+
+def test_the_doctor_examines_a_bare_host(empty: Homes) -> None:
+    findings = said(empty, "doctor", "--json")
+    host = this_host()
+    assert findings["host"]["fingerprint"] == host.fingerprint
+    assert (findings["host"]["cpu"], findings["host"]["cores"]) == (host.cpu, host.cores)
+    assert findings["host"]["features"] == list(host.features)
+    assert findings["runtimes"].keys() == ENGINES.keys()
+    for name, found in findings["runtimes"].items():
+        assert found["available"] == (found["reason"] == "")
+        assert found["reason"] == (ENGINES[name].why_missing() or "")
+    assert findings["runtimes"]["onnxruntime-cpu"]["available"]
+    assert findings["packages"]["serve"]["bentoml"] == "1.4.39"
+    assert findings["store"]["models"] == []
+    assert findings["store"]["free_bytes"] > 0
+    assert findings["home"] == str(empty.mipgate)
+    table = mipgate(empty, "doctor").stdout
+    assert host.fingerprint in table
+    for found in findings["runtimes"].values():
+        assert found["reason"] in table
+
+
+# ---- digits
+
+
+def test_tables_have_a_document_for_machines(homes: Homes) -> None:
+    document = said(homes, "show", "digits", "--json")
+    assert said(homes, "list", "--json") == said(homes, "list", "digits", "--json") == [document]
+    assert said(homes, "doctor", "--json")["store"]["models"] == ["digits"]
+    assert said(homes, "gc", "--json") == {"deleted": []}
+    static = next(v for v in document["variants"] if v["name"] == "int8-static")
+    assert said(homes, "show", "digits/int8-static", "--json") == static
+    assert said(homes, "show", f"digits/int8-static@{static['build']}", "--json") == static
+
+
+def test_the_tables_say_what_the_document_says(homes: Homes) -> None:
+    document = said(homes, "show", "digits", "--json")
+    table = mipgate(homes, "show", "digits").stdout
+    assert mipgate(homes, "list", "digits").stdout == table
+    for variant in document["variants"]:
+        row = next(line for line in table.splitlines() if line.startswith(f"{variant['name']} "))
+        for cell in (variant["build"], variant["life"], variant["status"], variant["runtime"]):
+            assert cell in row
+    for name, tier in document["tiers"].items():
+        row = next(line for line in table.splitlines() if line.startswith(f"{name} "))
+        assert row.rstrip().endswith(tier["serves"])
+    assert "digits" in mipgate(homes, "list").stdout
+    variant = mipgate(homes, "show", "digits/int8-static").stdout
+    assert "int8-static" in variant
+    assert "sha256" in variant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("show", "numbers"), ('no model "numbers"', "there are: digits", "Run `mipgate build numbers`")),
+        (("show", "digits/int9"), ('no variant "int9"', "fp32@", "int8-static@")),
+        (("show", "digits/fp32@000000000000"), ('no variant "fp32@000000000000"', "fp32@")),
+        (("show", "digits/FP32"), ("names no variant", "as in digits/int8-static")),
+        (("show", "../digits"), ("names no variant",)),
+        (("show", ".."), ('no model ".."', "digits")),
+        (("release", "digits", "--url", NOBODY), ("names no variant", "MODEL/RECIPE")),
+        (("retire", "digits/int9", "--url", NOBODY), ("int9", "fp32@")),
+        (("rm", "numbers/fp32"), ('no model "numbers"', "digits")),
+        (("profile", "numbers"), ('no model "numbers"',)),
+        (("compare", "digits", "--url", NOBODY), ("mipgate serve",)),
+    ],
+    ids=lambda value: " ".join(value) if value[0] in VERBS else "",
+)
+def test_what_cannot_be_done_ends_with_1_and_says_what_there_is(
+    homes: Homes, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    ended = mipgate(homes, *arguments)
+    assert ended.returncode == FAILED
+    assert ended.stderr.startswith("Error: ")
+    for word in words:
+        assert word in ended.stderr
