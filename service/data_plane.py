@@ -11,7 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import Any
-from urllib.parse import unquote
 
 import orjson
 
@@ -44,6 +43,7 @@ _MEDIA_TYPES = (b"application/json", b"application/octet-stream")
 _JSON: Headers = [(b"content-type", b"application/json")]
 _BINARY: Headers = [(b"content-type", b"application/octet-stream")]
 _MAX_ROUTES = 4096
+_LONGEST_LENGTH = 12  # digits of a length in bytes
 
 Target = tuple[LoadedModel, LoadedVariant | None]
 
@@ -66,7 +66,7 @@ class DataPlane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection event of ASGI."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v2"):
+        if scope["type"] != "http" or not _is_ours(scope["path"]):
             await self._app(scope, receive, send)
             return
         arrived = perf_counter()
@@ -86,12 +86,12 @@ class DataPlane:
 
     async def _infer(self, path: str, scope: Scope, receive: Receive, send: Send, arrived: float) -> None:
         model, pinned = self._targets.get(path) or self._find(path)
-        model.inflight.inc()
+        model.inflight += 1
         try:
             request, parameters = await self._read(model, pinned, scope, receive)
             answer = await self._inference.infer(model, pinned, request, parameters, arrived)
         finally:
-            model.inflight.dec()
+            model.inflight -= 1
         request_id = request.id or self._inference.new_id()
         said = {
             "variant": answer.variant.name,
@@ -130,8 +130,7 @@ class DataPlane:
         """Model and pinned variant of an infer path; found ones are remembered."""
         if len(path) > _MAX_PATH:
             raise PathTooLongError(f"the path has {len(path)} characters; {_MAX_PATH} are taken. Shorten it.")
-        parts = [unquote(part) for part in path.split("/")]
-        match parts:
+        match path.split("/"):
             case ["", "v2", "models", name, "infer"]:
                 version = None
             case ["", "v2", "models", name, "versions", version, "infer"]:
@@ -156,10 +155,10 @@ class DataPlane:
                         "Send Content-Type: application/json or application/octet-stream."
                     )
             elif name == b"content-length":
-                if value.isdigit() and int(value) > self._max_body:
+                if value.isdigit() and (len(value) > _LONGEST_LENGTH or int(value) > self._max_body):
                     raise self._too_large()
             elif name == b"inference-header-content-length":
-                if not (value.isdigit() and len(value) < 12):
+                if not (value.isdigit() and len(value) <= _LONGEST_LENGTH):
                     raise BadRequestError(
                         "Inference-Header-Content-Length is no whole number. Send the JSON's length in bytes."
                     )
@@ -207,6 +206,10 @@ class DataPlane:
         if json_length is None:
             return _JSON + fixed
         return [*_BINARY, *fixed, (b"inference-header-content-length", str(json_length).encode())]
+
+
+def _is_ours(path: str) -> bool:
+    return path.startswith("/v2/") or path == "/v2"
 
 
 def _timing(answer: Answer) -> bytes:

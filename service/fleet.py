@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from prometheus_client import Gauge
-
 from compression.signature import Array, Signature
 from service.errors import NotFoundError, UnavailableError
 from service.metrics import Metrics
@@ -102,17 +100,17 @@ class LoadedModel:
         candidates: What the router may choose from.
         refused: Why a variant does not serve, by recipe and `recipe@build`.
         document: What `mipgate show --json` prints.
-        inflight: Its gauge of requests in flight.
+        inflight: Requests that arrived and are not answered yet.
     """
 
     card: Card
     decoder: RequestDecoder
     slo: SloReader
     document: dict[str, Any]
-    inflight: Gauge
     variants: dict[str, LoadedVariant] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    inflight: int = 0
 
     @property
     def name(self) -> str:
@@ -188,7 +186,6 @@ class Fleet:
             decoder=RequestDecoder(card.spec.signature, card.spec.allow_non_finite),
             slo=SloReader(card.spec),
             document=describe(card, standings, self._host),
-            inflight=self._metrics.inflight.labels(name),
         )
         for standing in standings:
             if standing.entry.life is not Life.RETIRED:
@@ -258,6 +255,7 @@ class Fleet:
     def refresh_gauges(self, now: datetime, depth: Callable[[str], int]) -> None:
         """Sets the gauges that change by themselves; `depth` tells a variant's queue by its key."""
         for model in self.models.values():
+            self._metrics.inflight.labels(model.name).set(model.inflight)
             for variant in model.variants.values():
                 self._metrics.queue_depth.labels(model.name, variant.name).set(depth(variant.key))
                 age = now - datetime.fromisoformat(variant.profile.taken)

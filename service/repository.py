@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
 import orjson
 
@@ -50,7 +49,7 @@ class Repository:
         Raises:
             ServiceError: There is no such path, model or variant, or the caller may not do this.
         """
-        parts = [unquote(part) for part in path.strip("/").split("/")]
+        parts = path.strip("/").split("/")
         handler: tuple[Callable[[], Any], str]
         match parts[1:]:
             case []:
