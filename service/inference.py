@@ -80,7 +80,7 @@ class Inference:
         variant = pinned
         try:
             slo = model.slo.read(parameters)
-            variant, degraded = self._route(model, pinned, slo, request.rows)
+            variant, degraded_from = self._route(model, pinned, slo, request.rows)
             deadline = arrived + slo.deadline_ms / 1e3
             done = await self.scheduler.submit(variant, request.inputs, request.rows, deadline)
         except ServiceError as error:
@@ -91,18 +91,20 @@ class Inference:
         except Exception:
             self._requests_counter(model.name, NO_VARIANT, slo.tier.name, "failed").inc()
             raise
-        self._count_answer(model, variant, slo, degraded, arrived, request.rows, done.queue_s)
+        self._count_answer(model, variant, slo, arrived, request.rows, done.queue_s)
+        if degraded_from is not None:
+            self.metrics.degraded.labels(model.name, degraded_from, variant.name).inc()
         names = (spec.name for spec in model.card.spec.signature.outputs)
         outputs = dict(zip(names, done.outputs, strict=True))
-        return Answer(variant, slo.tier.name, degraded, outputs, done.queue_s, done.infer_s)
+        return Answer(variant, slo.tier.name, degraded_from is not None, outputs, done.queue_s, done.infer_s)
 
     def _route(
         self, model: LoadedModel, pinned: LoadedVariant | None, slo: Slo, rows: int
-    ) -> tuple[LoadedVariant, bool]:
+    ) -> tuple[LoadedVariant, str | None]:
         if pinned is not None:
-            return pinned, False
+            return pinned, None
         decision = choose(slo, rows, model.candidates, self.scheduler.wait_ms())
-        return model.variants[decision.version], decision.degraded
+        return model.variants[decision.version], decision.degraded_from
 
     def count_error(
         self, model: LoadedModel, variant: LoadedVariant | None, tier: str, error: ServiceError
@@ -120,7 +122,6 @@ class Inference:
         model: LoadedModel,
         variant: LoadedVariant,
         slo: Slo,
-        degraded: bool,
         arrived: float,
         rows: int,
         queue_s: float,
@@ -131,9 +132,6 @@ class Inference:
         self._duration(model.name, variant.name, tier).observe(total_s)
         variant.queue_duration.observe(queue_s)
         variant.statistics.answered(rows, queue_s, total_s)
-        if degraded:
-            wanted = _undegraded(model, slo)
-            self.metrics.degraded.labels(model.name, wanted, variant.name).inc()
 
     def _requests_counter(self, model: str, variant: str, tier: str, outcome: str) -> Counter:
         key = (model, variant, tier, outcome)
@@ -148,9 +146,3 @@ class Inference:
         if known is None:
             known = self._durations[key] = self.metrics.request_duration.labels(model, variant, tier, NO_ARM)
         return known
-
-
-def _undegraded(model: LoadedModel, slo: Slo) -> str:
-    """The variant that an idle gateway would have chosen for the undegraded floor, by name."""
-    eligible = [candidate for candidate in model.candidates if candidate.ratio >= slo.floor]
-    return min(eligible, key=lambda candidate: candidate.predict_ms(1)).name if eligible else NO_VARIANT

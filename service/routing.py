@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,19 @@ class Decision:
 
     Attributes:
         version: `recipe@build` of the variant.
-        degraded: Whether its quality is below what was asked for.
         reason: One phrase for logs.
+        degraded_from: When its quality is below what was asked for, the recipe that an idle gateway would
+            have chosen (empty when none reaches the floor), else None.
     """
 
     version: str
-    degraded: bool
     reason: str
+    degraded_from: str | None = None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether its quality is below what was asked for."""
+        return self.degraded_from is not None
 
 
 class SloReader:
@@ -134,21 +140,21 @@ def choose(slo: Slo, rows: int, candidates: Sequence[Candidate], wait_ms: float)
         UnmeetableSloError: No variant could meet the floor, or the deadline even on an idle gateway.
         UnavailableError: The queue is too long for the deadline.
     """
-
-    def fastest_in_time(floor: float) -> Candidate | None:
-        # Before ties are broken: a better variant that would be late is no answer.
-        eligible = [
-            c for c in candidates if c.ratio >= floor and wait_ms + c.predict_ms(rows) <= slo.deadline_ms
-        ]
-        return fastest(eligible, lambda c: c.predict_ms(rows), lambda c: c.ratio)
-
-    if best := fastest_in_time(slo.floor):
-        return Decision(best.version, degraded=False, reason="meets the floor")
+    # Lateness before ties: a better variant that would be late is no answer.
+    in_time = [c for c in candidates if wait_ms + c.predict_ms(rows) <= slo.deadline_ms]
+    if best := _fastest_above(slo.floor, in_time, rows):
+        return Decision(best.version, "meets the floor")
     if slo.degraded_floor is None:
         raise _refusal(slo.floor, slo.deadline_ms, rows, candidates, wait_ms)
-    if lower := fastest_in_time(slo.degraded_floor):
-        return Decision(lower.version, degraded=True, reason="degraded to be in time")
+    if lower := _fastest_above(slo.degraded_floor, in_time, rows):
+        wanted = _fastest_above(slo.floor, candidates, rows)
+        return Decision(lower.version, "degraded to be in time", wanted.name if wanted else "")
     raise _refusal(slo.degraded_floor, slo.deadline_ms, rows, candidates, wait_ms)
+
+
+def _fastest_above(floor: float, candidates: Iterable[Candidate], rows: int) -> Candidate | None:
+    eligible = [c for c in candidates if c.ratio >= floor]
+    return fastest(eligible, lambda c: c.predict_ms(rows), lambda c: c.ratio)
 
 
 def _refusal(

@@ -85,8 +85,9 @@ def build(
         folder = Path(work)
         prepared = _prepare(spec_name, tuple(recipes), folder, progress)
         builds = _Builds(spec_name, prepared, catalog, folder, progress)
-        builds.run(max(1, jobs), threads=max(1, host.cores // max(1, jobs)))
-        card = _publish_card(catalog, prepared, builds, host, folder, progress)
+        with catalog.build_lock(prepared.spec.model):
+            builds.run(jobs, threads=max(1, host.cores // jobs))
+            card = _publish_card(catalog, prepared, builds, host, folder, progress)
     return Built(card, builds.fresh, builds.cached, builds.failures)
 
 

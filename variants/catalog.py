@@ -196,6 +196,10 @@ class Catalog:
         """The lock that every writer of a model's card holds; it can be taken again by its holder."""
         return FileLock(subfolder("locks") / f"card-{model}.lock", is_singleton=True)
 
+    def build_lock(self, model: str) -> FileLock:
+        """The lock that a build holds while artifacts of it lie in the store that no card names yet."""
+        return FileLock(subfolder("locks") / f"build-{model}.lock", is_singleton=True)
+
     def remove(self, variant: VariantId) -> None:
         """Deletes an artifact from the store.
 
@@ -217,18 +221,18 @@ class Catalog:
             The tags that were deleted.
         """
         packed = {tag for tags in bento_references().values() for tag in tags}
-        doomed = []
+        deleted = []
         for model in self.models():
-            with self.lock(model):
+            with self.build_lock(model), self.lock(model):
                 cards = self._card_tags(model)
                 kept = set(cards[-keep_cards:]) | packed
                 named = {e.id.tag for tag in cards if tag in kept for e in self._read_card(tag).entries}
-                artifacts = self._artifact_tags(model)
-                doomed += [tag for tag in cards if tag not in kept]
-                doomed += [tag for tag in artifacts if tag not in named | packed]
-        for tag in doomed:
-            self._delete(tag)
-        return doomed
+                doomed = [tag for tag in cards if tag not in kept]
+                doomed += [tag for tag in self._artifact_tags(model) if tag not in named | packed]
+                for tag in doomed:
+                    self._delete(tag)
+                deleted += doomed
+        return deleted
 
     # The store itself
 

@@ -18,6 +18,8 @@ from compression.training import Training
 from variants.quality import METRICS
 from variants.serving_spec import DEFAULT_TIERS, ServingSpec, TierSpec
 
+_LONGEST_TAG_NAME = 63
+
 
 class SpecError(ValueError):
     """A spec is missing or contradicts itself; the message says what to change."""
@@ -67,8 +69,13 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         names = [recipe.name for recipe in self.recipes]
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?", self.name):
             raise SpecError(f'"{self.name}" cannot name a model. Use lower case letters, digits, - and _.')
+        if long := [name for name in names if len(f"{self.name}.{name}") > _LONGEST_TAG_NAME]:
+            raise SpecError(
+                f"{self.name}.{long[0]} has more than the {_LONGEST_TAG_NAME} characters of a BentoML tag. "
+                "Shorten the model's or the recipe's name."
+            )
         if self.metric not in METRICS:
             raise SpecError(f'unknown metric "{self.metric}". There are {", ".join(METRICS)}.')
         if len(set(names)) != len(names):

@@ -15,7 +15,14 @@ from variants.progress import reporter
 @click.command(name="build")
 @click.argument("model")
 @click.option("--recipe", "recipes", multiple=True, metavar="NAME", help="Build only this one; repeatable.")
-@click.option("--jobs", default=1, show_default=True, metavar="N", help="Variants compressed side by side.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Variants compressed side by side.",
+)
 @click.option("--quiet", is_flag=True, help="Do not print the table at the end.")
 def command(model: str, recipes: tuple[str, ...], jobs: int, quiet: bool) -> None:
     """Build, score, profile and publish the variants of MODEL.

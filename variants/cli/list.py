@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from variants.assessment import assess_model, describe
-from variants.catalog import Catalog
+from variants.catalog import Catalog, DamagedArtifactError
 from variants.cli.output import json_option, print_json, print_table
 from variants.cli.show import print_model
 from variants.host import this_host
@@ -21,10 +21,15 @@ def command(model: str | None, as_json: bool) -> None:
     """
     catalog, host = Catalog(), this_host()
     names = [model] if model else catalog.models()
-    assessed = {name: assess_model(catalog, name, host) for name in names}
+    assessed, damaged = {}, {}
+    for name in names:
+        try:
+            assessed[name] = assess_model(catalog, name, host)
+        except DamagedArtifactError as error:
+            damaged[name] = str(error)
     if as_json:
         print_json([describe(card, standings, host) for card, standings in assessed.values()])
-    elif model:
+    elif model and model in assessed:
         print_model(*assessed[model], host)
     elif not names:
         click.echo("no models are registered. Run `mipgate build digits` to make the first.")
@@ -40,3 +45,5 @@ def command(model: str | None, as_json: bool) -> None:
             for name, (card, standings) in assessed.items()
         ]
         print_table(["model", "metric", "variants>", "routed>", ""], rows)
+    if damaged:
+        raise click.ClickException("\n".join(damaged.values()))

@@ -15,7 +15,13 @@ from variants.progress import reporter
 
 @click.command(name="profile")
 @click.argument("model")
-@click.option("--workers", default=1, show_default=True, help="Profile for a gateway of so many workers.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of the gateway.",
+)
 @json_option
 def command(model: str, workers: int, as_json: bool) -> None:
     """Measure latency and quality of MODEL's variants again on this host.

@@ -26,7 +26,7 @@ _LONGEST_ON_SCREEN = 2000
 @click.command(name="serve")
 @click.option("--port", default=3000, show_default=True, envvar="PORT", help="Port to listen on.")
 @click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
-@click.option("--workers", type=int, envvar="MIPGATE_WORKERS", help="Worker processes.  [default: 1]")
+@click.option("--workers", type=click.IntRange(1), envvar="MIPGATE_WORKERS", help="Worker processes.")
 @click.option("--bento", is_flag=True, help="Pack the released variants into a Bento and serve that.")
 @click.option("--examples/--no-examples", default=True, help="Print a request per tier once ready.")
 def command(port: int, host: str, workers: int | None, bento: bool, examples: bool) -> None:
