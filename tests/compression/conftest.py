@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from small_digits import DIGITS, digits_net, silent, small_net
 
 from compression.base import PassContext
 from compression.data import Split, Splits
 from compression.export import export
 from compression.model import OnnxModel, TorchModel
 from compression.training import Training, fit, seeded
+from tests.compression.small_digits import DIGITS, digits_net, silent, small_net
 
 
 @pytest.fixture(scope="session")

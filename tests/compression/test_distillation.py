@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_digits import DIGITS
 from torch import nn
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
@@ -15,6 +14,7 @@ from compression.export import export
 from compression.model import OnnxModel, TorchModel
 from compression.pruning import StructuredPruning, StructuredPruningSettings
 from compression.training import Training, predict, seeded
+from tests.compression.small_digits import DIGITS
 
 
 def distillation(**settings: object) -> Distillation:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_digits import DIGITS
 from torch import nn
 
 from compression.data import Split, Splits
@@ -13,6 +12,7 @@ from compression.inspection import InspectionError, flops, parameters
 from compression.model import OnnxModel, TorchModel
 from compression.signature import Signature, TensorSpec
 from compression.training import predict, seeded
+from tests.compression.small_digits import DIGITS
 
 
 class Tagger(nn.Module):

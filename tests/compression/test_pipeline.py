@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from small_digits import accuracy, digits_net, silent
 
 from compression import registry
 from compression.base import (
@@ -29,6 +28,7 @@ from compression.pipeline import (
 from compression.pruning import StructuredPruning
 from compression.recipe import Recipe, Step, step
 from compression.registry import StepError, make_pass
+from tests.compression.small_digits import accuracy, digits_net, silent
 
 PRUNE = step("prune-structured", epochs=1)
 TEACH = step("distill", student="current", epochs=2)

@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from small_digits import accuracy
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.inference import infer
 from compression.inspection import weights_by_dtype
 from compression.model import OnnxModel
 from compression.precision import Float16, Float16Settings
+from tests.compression.small_digits import accuracy
 
 FP16 = Float16(Float16Settings())
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_digits import DIGITS, accuracy
 from torch import nn
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
@@ -14,6 +13,7 @@ from compression.model import OnnxModel, TorchModel
 from compression.pruning import StructuredPruning, StructuredPruningSettings
 from compression.signature import Signature, TensorSpec
 from compression.training import predict, seeded
+from tests.compression.small_digits import DIGITS, accuracy
 
 
 def pruning(**settings: object) -> StructuredPruning:

@@ -4,7 +4,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from small_digits import accuracy
 
 from compression.base import AnyPass, BrokenPromiseError, PassContext, PassRefusedError
 from compression.inference import infer
@@ -12,6 +11,7 @@ from compression.inspection import count, flops, parameters, quantized_operators
 from compression.model import OnnxModel
 from compression.precision import Float16, Float16Settings
 from compression.quantization import DynamicInt8, DynamicInt8Settings, StaticInt8, StaticInt8Settings
+from tests.compression.small_digits import accuracy
 
 DYNAMIC = DynamicInt8(DynamicInt8Settings())
 STATIC = StaticInt8(StaticInt8Settings())

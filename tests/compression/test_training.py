@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_digits import DIGITS, digits_net, silent
 from torch import nn
 
 from compression.data import Split, Splits
 from compression.model import TorchModel
 from compression.signature import Signature, TensorSpec
 from compression.training import Training, TrainingError, fit, predict, seeded
+from tests.compression.small_digits import DIGITS, digits_net, silent
 
 QUICK = Training(epochs=2)
 
