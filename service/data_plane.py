@@ -67,6 +67,8 @@ class DataPlane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection event of ASGI."""
         if scope["type"] != "http" or not _is_ours(scope["path"]):
+            if scope.get("path") == "/metrics":
+                self._inference.metrics.tallies.flush()
             await self._app(scope, receive, send)
             return
         arrived = perf_counter()

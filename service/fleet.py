@@ -57,9 +57,10 @@ class LoadedVariant:
         self._reorder = _positions(self._session.output_names, [spec.name for spec in spec.signature.outputs])
         self._free_axes = any(isinstance(axis, str) for s in spec.signature.inputs for axis in s.shape[1:])
         self._predictions = [self.profile.predict_ms(rows) for rows in range(1, _TABLE_ROWS + 1)]
-        self._inference_duration = metrics.inference_duration.labels(self.id.model, self.name)
-        self._batch_size = metrics.batch_size.labels(self.id.model, self.name)
-        self.queue_duration = metrics.queue_duration.labels(self.id.model, self.name)
+        labels = (self.id.model, self.name)
+        self._inference_duration = metrics.tallies.histogram(metrics.inference_duration, *labels)
+        self._batch_size = metrics.tallies.histogram(metrics.batch_size, *labels)
+        self.queue_duration = metrics.tallies.histogram(metrics.queue_duration, *labels)
         self._warm_up(standing.stored)
 
     def _warm_up(self, stored: StoredVariant) -> None:
@@ -252,8 +253,9 @@ class Fleet:
             for quantile, value in (("0.5", latency.p50), ("0.95", latency.p95), ("0.99", latency.p99)):
                 metrics.variant_latency.labels(*labels, quantile).set(value / 1e3)
 
-    def refresh_gauges(self, now: datetime, depth: Callable[[str], int]) -> None:
-        """Sets the gauges that change by themselves; `depth` tells a variant's queue by its key."""
+    def refresh_metrics(self, now: datetime, depth: Callable[[str], int]) -> None:
+        """Writes tallies and the gauges that change by themselves; `depth` tells a queue by its variant."""
+        self._metrics.tallies.flush()
         for model in self.models.values():
             self._metrics.inflight.labels(model.name).set(model.inflight)
             for variant in model.variants.values():

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from prometheus_client import Counter, Histogram
-
 from compression.signature import Array
 from service.errors import DeadlineError, ServiceError
 from service.fleet import Fleet, LoadedModel, LoadedVariant
@@ -47,14 +45,12 @@ class Inference:
         self.scheduler = scheduler
         self.metrics = metrics
         self._prefix = secrets.token_hex(6)
-        self._count = 0
-        self._requests: dict[tuple[str, str, str, str], Counter] = {}
-        self._durations: dict[tuple[str, str, str], Histogram] = {}
+        self._last_id = 0
 
     def new_id(self) -> str:
         """An id for a request whose client gave none, unique over workers."""
-        self._count += 1
-        return f"{self._prefix}-{self._count:x}"
+        self._last_id += 1
+        return f"{self._prefix}-{self._last_id:x}"
 
     async def infer(
         self,
@@ -89,7 +85,7 @@ class Inference:
                 variant.statistics.failed(perf_counter() - arrived)
             raise
         except Exception:
-            self._requests_counter(model.name, NO_VARIANT, slo.tier.name, "failed").inc()
+            self._count(model.name, NO_VARIANT, slo.tier.name, "failed")
             raise
         self._count_answer(model, variant, slo, arrived, request.rows, done.queue_s)
         if degraded_from is not None:
@@ -111,7 +107,7 @@ class Inference:
     ) -> None:
         """Counts a request that ended in an error."""
         name = variant.name if variant else NO_VARIANT
-        self._requests_counter(model.name, name, tier, error.outcome).inc()
+        self._count(model.name, name, tier, error.outcome)
         if error.reason is not None:
             self.metrics.rejected.labels(model.name, error.reason).inc()
         if isinstance(error, DeadlineError):
@@ -128,21 +124,11 @@ class Inference:
     ) -> None:
         tier = slo.tier.name
         total_s = perf_counter() - arrived
-        self._requests_counter(model.name, variant.name, tier, "ok").inc()
-        self._duration(model.name, variant.name, tier).observe(total_s)
+        self._count(model.name, variant.name, tier, "ok")
+        duration = self.metrics.request_duration
+        self.metrics.tallies.histogram(duration, model.name, variant.name, tier, NO_ARM).observe(total_s)
         variant.queue_duration.observe(queue_s)
         variant.statistics.answered(rows, queue_s, total_s)
 
-    def _requests_counter(self, model: str, variant: str, tier: str, outcome: str) -> Counter:
-        key = (model, variant, tier, outcome)
-        known = self._requests.get(key)
-        if known is None:
-            known = self._requests[key] = self.metrics.requests.labels(model, variant, tier, NO_ARM, outcome)
-        return known
-
-    def _duration(self, model: str, variant: str, tier: str) -> Histogram:
-        key = (model, variant, tier)
-        known = self._durations.get(key)
-        if known is None:
-            known = self._durations[key] = self.metrics.request_duration.labels(model, variant, tier, NO_ARM)
-        return known
+    def _count(self, model: str, variant: str, tier: str, outcome: str) -> None:
+        self.metrics.tallies.counter(self.metrics.requests, model, variant, tier, NO_ARM, outcome).inc()

@@ -15,6 +15,8 @@ import psutil
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.tally import Tallies
+
 NO_ARM = ""
 NO_VARIANT = ""
 OUTCOMES = ("ok", "client_error", "rejected", "late", "failed")
@@ -97,6 +99,8 @@ class Metrics:
             "mipgate_worker_start_time_seconds", "When a worker started, in Unix time.",
             "worker",
         )  # fmt: skip
+
+        self.tallies = Tallies()
 
     def started(self, worker: str) -> None:
         """Notes this worker's start, and forgets the gauges of workers that died."""

@@ -86,13 +86,13 @@ def test_two_workers_count_together_and_no_counter_goes_backwards(homes: Homes) 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             for response in pool.map(lambda _: gateway.infer(ZEROS, **PATIENT), range(40)):
                 assert response.status_code == 200
-        assert total() == 40
+        _wait_for(lambda: total() == 40)
         gateway.workers()[0].kill()
         _wait_for(lambda: len(gateway.workers()) == 2)
         gateway.wait_until_ready()
         assert total() == 40
         gateway.infer(ZEROS, **PATIENT)
-        assert total() == 41
+        _wait_for(lambda: total() == 41)
 
 
 def test_sigterm_finishes_what_is_in_flight_and_refuses_new_connections(homes: Homes) -> None:

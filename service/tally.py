@@ -1,0 +1,90 @@
+"""Counts that are kept in memory and written to Prometheus a few times a second.
+
+In multiprocess mode each increment locks, checks the process and packs two numbers into a mapped file: five
+of them took a quarter of a small request's time. A tally adds up in plain numbers; `Tallies.flush` writes
+the sums. Only the event loop touches a tally.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from prometheus_client import Counter, Histogram
+
+
+class CounterTally:
+    """One labelled counter."""
+
+    __slots__ = ("_child", "_count")
+
+    def __init__(self, child: Counter) -> None:
+        self._child = child
+        self._count = 0
+
+    def inc(self) -> None:
+        """Adds one."""
+        self._count += 1
+
+    def flush(self) -> None:
+        """Writes what was added."""
+        if self._count:
+            self._child.inc(self._count)
+            self._count = 0
+
+
+class HistogramTally:
+    """One labelled histogram."""
+
+    __slots__ = ("_bounds", "_child", "_counts", "_sum")
+
+    def __init__(self, child: Histogram) -> None:
+        self._child = child
+        self._bounds: list[float] = child._upper_bounds
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Adds one observation."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        """Writes what was observed. The client library has no public way to add many at once."""
+        for position, count in enumerate(self._counts):
+            if count:
+                self._child._buckets[position].inc(count)
+                self._counts[position] = 0
+        if self._sum:
+            self._child._sum.inc(self._sum)
+            self._sum = 0.0
+
+
+class Tallies:
+    """Every tally of a worker, made at first use."""
+
+    def __init__(self) -> None:
+        self._counters: dict[tuple[Counter, tuple[str, ...]], CounterTally] = {}
+        self._histograms: dict[tuple[Histogram, tuple[str, ...]], HistogramTally] = {}
+
+    def counter(self, metric: Counter, *labels: str) -> CounterTally:
+        """The tally of a counter under these labels."""
+        key = (metric, labels)
+        tally = self._counters.get(key)
+        if tally is None:
+            tally = self._counters[key] = CounterTally(metric.labels(*labels))
+        return tally
+
+    def histogram(self, metric: Histogram, *labels: str) -> HistogramTally:
+        """The tally of a histogram under these labels."""
+        key = (metric, labels)
+        tally = self._histograms.get(key)
+        if tally is None:
+            tally = self._histograms[key] = HistogramTally(metric.labels(*labels))
+        return tally
+
+    def flush(self) -> None:
+        """Writes everything."""
+        for counter in self._counters.values():
+            counter.flush()
+        for histogram in self._histograms.values():
+            histogram.flush()
