@@ -22,6 +22,7 @@ from service.errors import (
     PathTooLongError,
     ServiceError,
     TooLargeError,
+    UnavailableError,
 )
 from service.fleet import LoadedModel, LoadedVariant
 from service.inference import Answer, Inference
@@ -62,18 +63,20 @@ class DataPlane:
         self._max_body = max_body_bytes
         self._targets: dict[str, Target] = {}
         self._response_headers: dict[tuple[str, str, bool], Headers] = {}
-        repository.on_change(self._targets.clear)
+        self._generation = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection event of ASGI."""
         if scope["type"] != "http" or not _is_ours(scope["path"]):
-            if scope.get("path") == "/metrics":
-                self._inference.metrics.tallies.flush()
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         arrived = perf_counter()
         try:
             path: str = scope["path"]
+            if len(path) > _MAX_PATH:
+                raise PathTooLongError(
+                    f"the path has {len(path)} characters; {_MAX_PATH} are taken. Shorten it."
+                )
             if scope["method"] == "POST" and path.endswith("/infer"):
                 await self._infer(path, scope, receive, send, arrived)
             else:
@@ -81,12 +84,30 @@ class DataPlane:
         except ClientGoneError:
             log.debug("the client left before its request was read")
         except ServiceError as error:
-            await _send_json(send, error.status, {"error": str(error)}, error.headers())
+            headers = [*error.headers(), (b"x-mipgate-request-id", self._inference.new_id().encode())]
+            await _send_json(send, error.status, {"error": str(error)}, headers)
         except Exception:
-            log.exception("a request to %s failed", scope["path"][:200])
-            await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, [])
+            request_id = self._inference.new_id()
+            log.exception("request %s to %s failed", request_id, scope["path"][:200])
+            headers = [(b"x-mipgate-request-id", request_id.encode())]
+            await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, headers)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """BentoML's part; counts are exact when they are scraped, and no body is larger than here."""
+        if scope["type"] == "http":
+            if scope["path"] == "/metrics":
+                self._inference.metrics.tallies.flush()
+            length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+            if length.isdigit() and int(length[:_LONGEST_LENGTH]) > self._max_body:
+                error = self._too_large()
+                await _send_json(send, error.status, {"error": str(error)}, [])
+                return
+        await self._app(scope, receive, send)
 
     async def _infer(self, path: str, scope: Scope, receive: Receive, send: Send, arrived: float) -> None:
+        if self._generation != self._inference.fleet.generation:
+            self._generation = self._inference.fleet.generation
+            self._targets.clear()
         model, pinned = self._targets.get(path) or self._find(path)
         model.inflight += 1
         try:
@@ -130,8 +151,6 @@ class DataPlane:
 
     def _find(self, path: str) -> Target:
         """Model and pinned variant of an infer path; found ones are remembered."""
-        if len(path) > _MAX_PATH:
-            raise PathTooLongError(f"the path has {len(path)} characters; {_MAX_PATH} are taken. Shorten it.")
         match path.split("/"):
             case ["", "v2", "models", name, "infer"]:
                 version = None
@@ -140,7 +159,11 @@ class DataPlane:
             case _:
                 raise NotFoundError(f'unknown path "{path[:200]}". GET /v2/openapi.json lists what exists.')
         model = self._inference.fleet.find(name)
-        target = (model, None if version is None else model.pinned(version))
+        try:
+            target = (model, None if version is None else model.pinned(version))
+        except UnavailableError as error:
+            self._inference.count_error(model, None, model.slo.default.tier.name, error)
+            raise
         if len(self._targets) < _MAX_ROUTES:
             self._targets[path] = target
         return target

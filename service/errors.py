@@ -63,6 +63,12 @@ class MethodNotAllowedError(ClientError):
     status = 405
 
 
+class ConflictError(ClientError):
+    """The change cannot be made in the state that the gateway is in."""
+
+    status = 409
+
+
 class TooLargeError(ClientError):
     """The body is larger than the gateway takes."""
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from compression.signature import Array, Signature
 from service.errors import NotFoundError, UnavailableError
@@ -14,9 +13,9 @@ from service.metrics import Metrics
 from service.protocol import RequestDecoder
 from service.routing import Candidate, SloReader
 from service.statistics import Statistics
-from variants.assessment import Standing, assess, describe, verify_artifacts
+from variants.assessment import Standing, assess, verify_artifacts
 from variants.card import Card
-from variants.catalog import Catalog, CatalogError, StoredVariant
+from variants.catalog import Catalog, StoredVariant
 from variants.document import DocumentError
 from variants.host import Host
 from variants.profile import Profile
@@ -25,6 +24,7 @@ from variants.progress import Lines
 from variants.runtime import Runtime, RuntimeUnavailableError, open_session
 from variants.samples import read_golden
 from variants.serving_spec import ServingSpec
+from variants.store import CatalogError
 from variants.variant import Life, Status
 
 log = logging.getLogger("mipgate.fleet")
@@ -55,12 +55,14 @@ class LoadedVariant:
         runtime = Runtime(self.profile.runtime, self.profile.precision, self.profile.threads)
         self._session = open_session(standing.stored.model_path, runtime)
         self._reorder = _positions(self._session.output_names, [spec.name for spec in spec.signature.outputs])
-        self._free_axes = any(isinstance(axis, str) for s in spec.signature.inputs for axis in s.shape[1:])
+        inputs = spec.signature.inputs
+        self._free_inputs = [s.name for s in inputs if any(isinstance(axis, str) for axis in s.shape[1:])]
         self._predictions = [self.profile.predict_ms(rows) for rows in range(1, _TABLE_ROWS + 1)]
         labels = (self.id.model, self.name)
         self._inference_duration = metrics.tallies.histogram(metrics.inference_duration, *labels)
         self._batch_size = metrics.tallies.histogram(metrics.batch_size, *labels)
         self.queue_duration = metrics.tallies.histogram(metrics.queue_duration, *labels)
+        self.candidate = Candidate(self.version, self.name, standing.ratio, self.predict_ms)
         self._warm_up(standing.stored)
 
     def _warm_up(self, stored: StoredVariant) -> None:
@@ -80,7 +82,7 @@ class LoadedVariant:
 
     def shape_key(self, inputs: Mapping[str, Array]) -> Hashable:
         """Requests share a batch when all axes but the first have the same lengths."""
-        return tuple(array.shape[1:] for array in inputs.values()) if self._free_axes else None
+        return tuple(inputs[name].shape for name in self._free_inputs) if self._free_inputs else None
 
     def executed(self, rows: int, requests: int, seconds: float) -> None:
         """Counts a batch that ran."""
@@ -100,14 +102,12 @@ class LoadedModel:
         variants: By `recipe@build`, and by recipe for the build that a bare name means.
         candidates: What the router may choose from.
         refused: Why a variant does not serve, by recipe and `recipe@build`.
-        document: What `mipgate show --json` prints.
         inflight: Requests that arrived and are not answered yet.
     """
 
     card: Card
     decoder: RequestDecoder
     slo: SloReader
-    document: dict[str, Any]
     variants: dict[str, LoadedVariant] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -155,19 +155,35 @@ class Fleet:
         self._host = host
         self._metrics = metrics
         self._max_batch_rows = max_batch_rows
+        self._seen: dict[str, str] = {}
+        self._unloaded: set[str] = set()
         self.models: dict[str, LoadedModel] = {}
+        self.generation = 0  # counts loads and unloads
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it serves what a Bento packed, whatever is released later."""
+        return self._catalog.is_pinned
 
     def registered(self) -> list[str]:
         """Names of all models of the catalog, loaded or not."""
         return self._catalog.models()
 
     def load_all(self) -> None:
-        """Loads every registered model; one that cannot be loaded is logged and left out."""
-        for name in self._catalog.models():
+        """Loads every registered model that is not loaded from its newest card.
+
+        One that cannot be loaded is logged and left out; whatever it serves already, it serves on.
+        """
+        for name in self.outdated():
             try:
                 self.load(name)
             except (CatalogError, DocumentError) as error:
-                log.error("model %s is not served: %s", name, error)
+                log.error("model %s is not loaded: %s", name, error)
+
+    def outdated(self) -> list[str]:
+        """Models whose newest card was not looked at yet; unloaded ones stay unloaded."""
+        wanted = [name for name in self._catalog.models() if name not in self._unloaded]
+        return [name for name in wanted if self._catalog.card_tag(name) != self._seen.get(name)]
 
     def load(self, name: str) -> LoadedModel:
         """Loads a model, or loads it anew; requests go to the new one once it is ready.
@@ -177,6 +193,7 @@ class Fleet:
         Raises:
             CatalogError: It is not registered, or its card is damaged.
         """
+        self._seen[name] = self._catalog.card_tag(name)
         card = self._catalog.card(name)
         if card.hosts.get(self._host.fingerprint) is None:
             log.warning("%s was not profiled on this host (%s); profiling", name, self._host.fingerprint)
@@ -186,12 +203,15 @@ class Fleet:
             card=card,
             decoder=RequestDecoder(card.spec.signature, card.spec.allow_non_finite),
             slo=SloReader(card.spec),
-            document=describe(card, standings, self._host),
         )
         for standing in standings:
             if standing.entry.life is not Life.RETIRED:
                 self._add(model, standing)
+            elif card.find(standing.entry.id.recipe) == standing.entry:
+                self._tell(standing, None)
         self.models[name] = model
+        self._unloaded.discard(name)
+        self.generation += 1
         log.info("%s serves %s", name, ", ".join(model.versions) or "nothing")
         return model
 
@@ -203,6 +223,8 @@ class Fleet:
         """
         if self.models.pop(name, None) is None:
             raise NotFoundError(f'model "{name[:80]}" is not loaded. Loaded are {", ".join(self.models)}.')
+        self._unloaded.add(name)
+        self.generation += 1
 
     def find(self, name: str) -> LoadedModel:
         """The loaded model of this name.
@@ -224,25 +246,27 @@ class Fleet:
             try:
                 loaded = LoadedVariant(standing, model.card.spec, self._metrics, self._max_batch_rows)
             except RuntimeUnavailableError as error:
-                loaded, reason = None, str(error)
-        self._tell(standing, serves=loaded is not None)
+                reason = str(error)
+            except Exception as error:  # whatever is wrong with one variant, the others serve
+                log.exception("%s cannot be loaded", entry.id)
+                reason = f"it cannot be loaded ({type(error).__name__}); the log has the details"
         names = [entry.id.version]
         if model.card.find(entry.id.recipe).id == entry.id:
             names.append(entry.id.recipe)
+            lost = loaded is None and standing.stored is not None
+            self._tell(standing, Status.REFUSED if lost else standing.status)
         if loaded is None:
             log.error("%s is refused: %s", entry.id, reason)
             model.refused |= dict.fromkeys(names, reason)
             return
         model.variants |= dict.fromkeys(names, loaded)
         if standing.routable:
-            candidate = Candidate(loaded.version, loaded.name, standing.ratio, loaded.predict_ms)
-            model.candidates.append(candidate)
+            model.candidates.append(loaded.candidate)
 
-    def _tell(self, standing: Standing, *, serves: bool) -> None:
-        """Sets the gauges of a variant."""
+    def _tell(self, standing: Standing, actual: Status | None) -> None:
+        """Sets the gauges of the variant that a recipe's bare name means; no state for a retired one."""
         labels = (standing.entry.id.model, standing.entry.id.recipe)
         metrics = self._metrics
-        actual = standing.status if serves or standing.stored is None else Status.REFUSED
         for state in Status:
             metrics.variant_state.labels(*labels, state.value).set(float(state is actual))
         if standing.stored is not None:

@@ -25,12 +25,12 @@ from service.metrics import Metrics
 from service.predict import predict
 from service.repository import Repository
 from service.scheduler import Limits, Scheduler
-from variants.catalog import Catalog, released_tags
+from variants.catalog import Catalog
 from variants.host import this_host
 
 log = logging.getLogger("mipgate.gateway")
 
-_METRICS_EVERY_S = 0.5
+_TICK_S = 0.5
 
 
 class SeamError(BentoMLException):
@@ -49,7 +49,7 @@ class GatewayService(bentoml.Service[Any]):
     def __attrs_post_init__(self) -> None:
         """Names what `bentoml build` packs: each model's card and its released variants."""
         super().__attrs_post_init__()
-        self.models.extend(BentoModel(tag) for tag in released_tags(Catalog()))
+        self.models.extend(BentoModel(tag) for tag in Catalog().packed_tags())
 
     def to_asgi(self, is_main: bool = True) -> App:
         """BentoML's app for everything else, with the data plane outermost.
@@ -67,7 +67,7 @@ class GatewayService(bentoml.Service[Any]):
         self.core = Inference(fleet, Scheduler(limits), metrics)
         metrics.started(str(os.getpid()))
         _quicken()
-        return DataPlane(app, self.core, Repository(fleet), settings.max_body_bytes)
+        return DataPlane(app, self.core, Repository(fleet, settings.workers), settings.max_body_bytes)
 
     def _catalog(self) -> Catalog:
         """The whole store, or in a Bento only what it packed."""
@@ -106,28 +106,30 @@ class Gateway:
             raise BentoMLException("no model is registered. Run `mipgate build digits` first.")
 
     @bentoml.on_startup
-    async def start_metrics(self) -> None:
-        """Writes metrics a few times a second."""
-        self._metrics = asyncio.create_task(self._refresh_metrics())
+    async def start_ticking(self) -> None:
+        """Writes metrics and follows the catalog, twice a second."""
+        self._ticking = asyncio.create_task(self._tick())
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Lets the running batch end."""
-        self._metrics.cancel()
+        self._ticking.cancel()
         with suppress(asyncio.CancelledError):
-            await self._metrics
+            await self._ticking
         core = self.bento_service.core
         core.scheduler.close()
         core.metrics.tallies.flush()
 
-    async def _refresh_metrics(self) -> None:
+    async def _tick(self) -> None:
         core = self.bento_service.core
         while True:
             try:
                 core.fleet.refresh_metrics(datetime.now(UTC), core.scheduler.depth)
+                if core.fleet.outdated():
+                    await asyncio.to_thread(core.fleet.load_all)
             except Exception:  # a full disk, say: requests go on, and so must this loop
-                log.exception("metrics were not written")
-            await asyncio.sleep(_METRICS_EVERY_S)
+                log.exception("metrics were not written, or the catalog was not followed")
+            await asyncio.sleep(_TICK_S)
 
     @bentoml.api
     async def predict(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from compression.signature import Array
 from service.errors import DeadlineError, ServiceError
 from service.fleet import Fleet, LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, NO_VARIANT, Metrics
 from service.protocol import InferRequest
-from service.routing import Slo, choose
-from service.scheduler import Scheduler
+from service.routing import Slo, admit, choose
+from service.scheduler import Completed, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class Inference:
             slo = model.slo.read(parameters)
             variant, degraded_from = self._route(model, pinned, slo, request.rows)
             deadline = arrived + slo.deadline_ms / 1e3
-            done = await self.scheduler.submit(variant, request.inputs, request.rows, deadline)
+            done = await self._run(variant, request, deadline)
         except ServiceError as error:
             self.count_error(model, variant, slo.tier.name, error)
             if variant is not None:
@@ -94,10 +97,29 @@ class Inference:
         outputs = dict(zip(names, done.outputs, strict=True))
         return Answer(variant, slo.tier.name, degraded_from is not None, outputs, done.queue_s, done.infer_s)
 
+    async def _run(self, variant: LoadedVariant, request: InferRequest, deadline: float) -> Completed:
+        """Runs a request; a long one in parts, so that it bounds neither memory nor the others' waiting."""
+        most = variant.max_batch_rows
+        if request.rows <= most:
+            return await self.scheduler.submit(variant, request.inputs, request.rows, deadline)
+        parts: list[asyncio.Future[Completed]] = []
+        try:
+            for start in range(0, request.rows, most):
+                rows = slice(start, start + most)
+                inputs = {name: array[rows] for name, array in request.inputs.items()}
+                count = min(most, request.rows - start)
+                parts.append(self.scheduler.submit(variant, inputs, count, deadline))
+            return _joined(await asyncio.gather(*parts))
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            raise
+
     def _route(
         self, model: LoadedModel, pinned: LoadedVariant | None, slo: Slo, rows: int
     ) -> tuple[LoadedVariant, str | None]:
         if pinned is not None:
+            admit(slo, rows, pinned.candidate, self.scheduler.wait_ms())
             return pinned, None
         decision = choose(slo, rows, model.candidates, self.scheduler.wait_ms())
         return model.variants[decision.version], decision.degraded_from
@@ -132,3 +154,14 @@ class Inference:
 
     def _count(self, model: str, variant: str, tier: str, outcome: str) -> None:
         self.metrics.tallies.counter(self.metrics.requests, model, variant, tier, NO_ARM, outcome).inc()
+
+
+def _joined(parts: list[Completed]) -> Completed:
+    """The answer to a request that ran in parts."""
+    columns = zip(*(part.outputs for part in parts), strict=True)
+    return Completed(
+        outputs=[np.concatenate(column) for column in columns],
+        queue_s=max(part.queue_s for part in parts),
+        infer_s=sum(part.infer_s for part in parts),
+        batch_rows=max(part.batch_rows for part in parts),
+    )

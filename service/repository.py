@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, MutableMapping
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import orjson
 
 from service.errors import (
     BadRequestError,
+    ConflictError,
     ForbiddenError,
     MethodNotAllowedError,
     NotFoundError,
@@ -19,12 +21,12 @@ from service.errors import (
 from service.fleet import Fleet, LoadedModel
 from service.openapi import DocumentedModel, document
 from service.protocol import metadata
-from variants.catalog import ModelNotFoundError
+from variants.document import DocumentError
 from variants.host import installed_version
+from variants.store import CatalogError
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 PLATFORM = "onnxruntime_onnx"
-_LOOPBACK = ("127.", "::1", "localhost")
 _FORWARDING = {b"forwarded", b"x-forwarded-for", b"x-real-ip"}
 
 Scope = MutableMapping[str, Any]
@@ -33,15 +35,11 @@ Scope = MutableMapping[str, Any]
 class Repository:
     """Answers the protocol's control requests over a fleet."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, workers: int) -> None:
         self._fleet = fleet
-        self._listeners: list[Callable[[], None]] = []
+        self._workers = workers
         self._loading = asyncio.Lock()
         self.version = installed_version("mipgate") or "0"
-
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """Calls the listener whenever a model was loaded or unloaded."""
-        self._listeners.append(listener)
 
     async def answer(self, scope: Scope, path: str, body: bytes) -> Any:
         """The JSON answer to a control request.
@@ -131,16 +129,25 @@ class Repository:
         return [entry for entry in entries if entry["state"] == "READY" or not only_ready]
 
     async def _change(self, name: str, verb: str) -> dict[str, Any]:
+        if verb == "load" and self._fleet.is_pinned:
+            raise ConflictError(
+                "this gateway serves a Bento, whose variants are fixed. Serve a new one: `mipgate bento`."
+            )
+        if verb == "unload" and self._workers > 1:
+            raise ConflictError(
+                f"unloading would reach one of {self._workers} workers. Use `mipgate retire`."
+            )
+        if name not in self._fleet.registered():
+            known = ", ".join(self._fleet.registered()) or "none"
+            raise NotFoundError(f'no model "{name[:80]}" is registered; there are: {known}. Build it first.')
         async with self._loading:
             if verb == "unload":
                 self._fleet.unload(name)
-            else:
-                try:
-                    await asyncio.to_thread(self._fleet.load, name)
-                except ModelNotFoundError as error:
-                    raise NotFoundError(str(error)) from error
-        for listener in self._listeners:
-            listener()
+                return {}
+            try:
+                await asyncio.to_thread(self._fleet.load, name)
+            except (CatalogError, DocumentError) as error:
+                raise UnavailableError(str(error), "refused") from error
         return {}
 
 
@@ -177,7 +184,13 @@ def _require_method(scope: Scope, method: str) -> None:
 
 def _require_operator(scope: Scope) -> None:
     """Without keys, operations are open to this machine only, and never through a proxy."""
-    peer = (scope.get("client") or ("",))[0]
     forwarded = any(name in _FORWARDING for name, _ in scope["headers"])
-    if forwarded or not peer.startswith(_LOOPBACK):
+    if forwarded or not _is_loopback((scope.get("client") or ("",))[0]):
         raise ForbiddenError("loading and unloading is open to this machine only. Call it from there.")
+
+
+def _is_loopback(peer: str) -> bool:
+    try:
+        return ip_address(peer).is_loopback
+    except ValueError:
+        return False  # a Unix socket has no address

@@ -152,6 +152,17 @@ def choose(slo: Slo, rows: int, candidates: Sequence[Candidate], wait_ms: float)
     raise _refusal(slo.degraded_floor, slo.deadline_ms, rows, candidates, wait_ms)
 
 
+def admit(slo: Slo, rows: int, pinned: Candidate, wait_ms: float) -> None:
+    """Checks that a pinned variant can be in time.
+
+    Raises:
+        UnmeetableSloError: Not even on an idle gateway.
+        UnavailableError: The queue is too long for the deadline.
+    """
+    if wait_ms + pinned.predict_ms(rows) > slo.deadline_ms:
+        raise _refusal(pinned.ratio, slo.deadline_ms, rows, [pinned], wait_ms)
+
+
 def _fastest_above(floor: float, candidates: Iterable[Candidate], rows: int) -> Candidate | None:
     eligible = [c for c in candidates if c.ratio >= floor]
     return fastest(eligible, lambda c: c.predict_ms(rows), lambda c: c.ratio)

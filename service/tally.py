@@ -2,7 +2,7 @@
 
 In multiprocess mode each increment locks, checks the process and packs two numbers into a mapped file: five
 of them took a quarter of a small request's time. A tally adds up in plain numbers; `Tallies.flush` writes
-the sums. Only the event loop touches a tally.
+the sums. Only the event loop counts and flushes; a load in another thread may make new tallies meanwhile.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Tallies:
 
     def flush(self) -> None:
         """Writes everything."""
-        for counter in self._counters.values():
+        for counter in list(self._counters.values()):
             counter.flush()
-        for histogram in self._histograms.values():
+        for histogram in list(self._histograms.values()):
             histogram.flush()

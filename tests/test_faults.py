@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -194,6 +195,51 @@ def test_retiring_and_releasing_reach_a_running_gateway(homes: Homes) -> None:
         assert gateway.infer(ZEROS, serving).status_code == 404
         mipgate("release")
         assert gateway.infer(ZEROS, tier="fast", **PATIENT).json()["parameters"]["variant"] == serving
+
+
+def test_retiring_reaches_every_worker(homes: Homes) -> None:
+    with running(homes, workers=2) as gateway:
+        serving = gateway.infer(ZEROS, tier="fast", **PATIENT).json()["parameters"]["variant"]
+        command = [MIPGATE, "retire", f"digits/{serving}", "--url", gateway.url]
+        subprocess.run(command, check=True, env=homes.environment, capture_output=True)
+
+        def answering() -> set[str]:
+            answers = (gateway.infer(ZEROS, tier="fast", **PATIENT) for _ in range(20))
+            return {answer.json()["parameters"]["variant"] for answer in answers}
+
+        _wait_for(lambda: serving not in answering())
+        unload = httpx.post(f"{gateway.url}/v2/repository/models/digits/unload")
+        assert unload.status_code == 409
+
+
+def test_a_gateway_that_serves_a_bento_says_that_it_does_not_follow(homes: Homes, tmp_path: Path) -> None:
+    tag = subprocess.check_output([MIPGATE, "bento"], text=True, env=homes.environment).strip()
+    again = subprocess.check_output([MIPGATE, "bento"], text=True, env=homes.environment).strip()
+    assert tag == again  # an unchanged Bento is found again
+    with running(homes, service=tag, folder=tmp_path) as gateway:
+        command = [MIPGATE, "retire", "digits/fp16", "--url", f"{gateway.url}/"]
+        done = subprocess.run(command, check=True, env=homes.environment, capture_output=True, text=True)
+        assert "does not follow" in done.stderr
+        assert "mipgate bento" in done.stderr
+        assert gateway.infer(ZEROS, "fp16", **PATIENT).status_code == 200
+
+
+def test_what_is_missing_or_damaged_in_the_store_costs_only_itself(homes: Homes) -> None:
+    card = Catalog().card("digits")
+    models = homes.bentoml / "models"
+    shutil.rmtree(models / card.find("int8-dynamic").id.tag.replace(":", "/"))
+    (models / card.find("fp16").id.tag.replace(":", "/") / "model.yaml").write_text("{{{")
+    subprocess.run([MIPGATE, "retire", "digits/pruned"], check=True, env=homes.environment)
+    newest = max(
+        (path for path in (models / "digits").iterdir() if path.is_dir()), key=lambda path: path.name
+    )
+    with (newest / "card.json").open("a") as file:
+        file.write(" ")
+    with running(homes) as gateway:
+        assert gateway.infer(ZEROS, "int8-dynamic", **PATIENT).status_code == 503
+        assert gateway.infer(ZEROS, "fp16", **PATIENT).status_code == 503
+        assert gateway.infer(ZEROS, "pruned", **PATIENT).status_code == 200  # as the older card says
+        assert "passed over" in gateway.log.read_text()
 
 
 def test_a_model_can_be_unloaded_and_loaded_while_serving(homes: Homes) -> None:

@@ -266,3 +266,27 @@ def _never_a_server_error(cases: SearchStrategy[schemathesis.Case]) -> None:
         assert response.status_code < 500, response.text
 
     check()
+
+
+def test_a_long_request_runs_in_parts_and_comes_back_whole(gateway: Gateway, samples: Split) -> None:
+    rows = samples.inputs["image"][:300]
+    whole = gateway.infer(rows, "fp32", max_latency_ms=60_000.0).json()["outputs"][0]
+    single = [gateway.infer(row, "fp32").json()["outputs"][0]["data"] for row in rows[::97]]
+    assert whole["shape"] == [300, 10]
+    np.testing.assert_allclose(np.reshape(whole["data"], (300, 10))[::97], single, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pinned_variant_that_cannot_be_in_time_is_refused(gateway: Gateway) -> None:
+    response = gateway.infer(np.zeros(64, np.float32), "fp32", max_latency_ms=0.0001)
+    assert response.status_code == 422
+    assert "fp32" in response.json()["error"]
+
+
+def test_errors_carry_a_request_id(gateway: Gateway) -> None:
+    response = httpx.post(f"{gateway.url}/v2/models/digits/infer", content=b"junk")
+    assert response.headers["x-mipgate-request-id"]
+
+
+def test_bentomls_api_takes_no_larger_bodies_either(gateway: Gateway) -> None:
+    response = httpx.post(f"{gateway.url}/predict", content=b" " * 200_000)
+    assert response.status_code == 413

@@ -13,11 +13,12 @@ from typing import Any
 
 from variants import document
 from variants.card import Card, Entry
-from variants.catalog import MODEL_FILE, Catalog, DamagedArtifactError, StoredVariant
+from variants.catalog import MODEL_FILE, Catalog, StoredVariant
 from variants.frontier import TIE, dominates, fastest
 from variants.host import Host
 from variants.profile import Profile
 from variants.scorecard import Scorecard
+from variants.store import DamagedArtifactError
 from variants.variant import Life, Status
 
 # A runtime keeps a variant's quality when its ratio is within this share of the best runtime's.

@@ -22,15 +22,13 @@ from variants.catalog import (
     SAMPLES_FILE,
     VALIDATION_FILE,
     Catalog,
-    DamagedArtifactError,
-    ModelNotFoundError,
     StoredVariant,
-    sha256,
 )
 from variants.home import subfolder
 from variants.host import Host
 from variants.profiler import Bench, Measurements, profile_variants
 from variants.progress import Reporter, for_task
+from variants.store import CatalogError, DamagedArtifactError, sha256
 from variants.variant import Life, Status, Variant, VariantId
 from variants.worker import WorkerError, run
 
@@ -114,8 +112,12 @@ class _Builds:
     def run(self, jobs: int, threads: int) -> None:
         """Finds or builds every plan, `jobs` at a time with so many threads each."""
         with ThreadPoolExecutor(max_workers=jobs) as pool:
-            for future in [pool.submit(self._one, plan, threads) for plan in self.prepared.plans]:
-                future.result()
+            try:
+                for future in [pool.submit(self._one, plan, threads) for plan in self.prepared.plans]:
+                    future.result()
+            except BaseException:  # an interrupt reaches the running children by itself; start no others
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         reference = self.prepared.spec.reference
         if failure := self.failures.get(reference):
             raise BuildError(f'the reference "{reference}" was not built: {failure.reason}')
@@ -175,7 +177,7 @@ def _publish_card(
     with catalog.lock(model):
         try:
             before: Card | None = catalog.card(model)
-        except ModelNotFoundError:
+        except CatalogError:  # not registered, or no card of it is intact: start anew
             before = None
         card = _with_entries(before or Card(prepared.spec), prepared, builds)
         measured = _profile_missing(card, builds, host, folder, progress)
@@ -205,11 +207,18 @@ def _profile_missing(
     missing = [item for item in builds.stored.values() if item.variant.id.version not in known]
     if not missing:
         return Measurements()
-    reference = builds.stored[builds.prepared.spec.reference]
+    reference = _baseline(card, builds)
     bench = Bench(
         card.spec.metric, reference, validation=folder / VALIDATION_FILE, test=folder / SAMPLES_FILE
     )
     return profile_variants(bench, missing, host, progress)
+
+
+def _baseline(card: Card, builds: _Builds) -> StoredVariant:
+    """What qualities are ratios over: the reference that is released, so that all of a card compare."""
+    released = card.find(builds.prepared.spec.reference).id
+    own = builds.stored[builds.prepared.spec.reference]
+    return own if released == own.variant.id else builds.catalog.open(released)
 
 
 def _same_data(catalog: Catalog, model: str, folder: Path) -> bool:

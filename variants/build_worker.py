@@ -22,7 +22,7 @@ from compression.registry import PASSES
 from compression.signature import Signature
 from variants import document
 from variants.build_job import Job, Outcome, Planned, Prepared, Result, build_key
-from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE, sha256
+from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE
 from variants.host import installed_version, this_host
 from variants.parity import ParityError, verify
 from variants.profiling import predict
@@ -31,6 +31,7 @@ from variants.runtime import open_session, reference_runtime
 from variants.samples import write_golden, write_split
 from variants.scorecard import Scorecard
 from variants.spec import ModelSpec, load_spec
+from variants.store import sha256
 from variants.variant import Lineage
 from variants.worker import report_to_parent
 
@@ -91,6 +92,7 @@ def _plan(spec: ModelSpec, splits: Splits, source: str, recipe: Recipe, passes: 
         source=source,
         data=splits.digest,
         recipe=recipe.digest,
+        spec=spec.digest,
         passes=passes,
         libraries={name: installed_version(name) or "missing" for name in _SHAPING},
         seed=spec.seed,

@@ -9,6 +9,7 @@ from typing import Any
 from variants.host import Host
 from variants.profile import Profile
 from variants.serving_spec import ServingSpec
+from variants.store import CatalogError
 from variants.variant import Life, Status, VariantId
 
 
@@ -103,7 +104,14 @@ class Card:
         return replace(self, entries=tuple(e for e in self.entries if e.id != variant), hosts=hosts)
 
     def with_life(self, variant: VariantId, life: Life) -> Card:
-        """The card with this build in another life; releasing one retires the recipe's released build."""
+        """The card with this build in another life; releasing one retires the recipe's released build.
+
+        Raises:
+            CatalogError: It has no artifact that could be released.
+        """
+        failure = self.find(variant.recipe, variant.build).failure
+        if failure is not None and life is Life.RELEASED:
+            raise CatalogError(f"{variant} was {failure.status.value}: {failure.reason}. Build it first.")
 
         def moved(entry: Entry) -> Entry:
             if entry.id == variant:

@@ -11,13 +11,14 @@ from pathlib import Path
 from filelock import FileLock
 
 from variants.card import Card
-from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog, CatalogError, StoredVariant
+from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog, StoredVariant
 from variants.home import subfolder
 from variants.host import Host
 from variants.profile import Profile
 from variants.profiling import ProfilingJob
 from variants.progress import Reporter
 from variants.runtime import Runtime, available_runtimes, reference_runtime
+from variants.store import CatalogError
 from variants.worker import WorkerError, run
 
 log = logging.getLogger("mipgate.profiler")

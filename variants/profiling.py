@@ -72,7 +72,7 @@ def measure(job: ProfilingJob) -> Profile:
     load_s = time.perf_counter() - started
     session.run(first_row)
     memory = max(0, process.memory_info().rss - before)
-    latency = time_batches(session, {size: repeat_rows(test, size) for size in BATCH_SIZES})
+    latency = time_batches(session, {size: repeat_rows(validation, size) for size in BATCH_SIZES})
     reference = open_session(job.reference, job.reference_runtime)
     return Profile(
         runtime=job.runtime.engine,

@@ -110,19 +110,22 @@ METRICS: dict[str, Metric] = {
 def estimate(metric: Metric, outputs: Outputs, reference: Outputs, labels: Array, seed: int = 0) -> Estimate:
     """Measures outputs against labels, and against the reference's outputs on the same rows.
 
-    The interval of a proportion is Wilson's (1927); every other is the percentile bootstrap's
-    (Efron 1979), paired for the ratio.
+    Proportions have Wilson's interval (1927) and Agresti and Min's for the paired ratio (2005), which do not
+    collapse where every row is right; others the percentile bootstrap's (Efron 1979), paired for the ratio.
     """
     rows, reference_rows = metric.rows(outputs, labels), metric.rows(reference, labels)
     value = float(metric.value(rows.mean(axis=0)))
-    values, ratios = _resample(metric, rows, reference_rows, seed)
-    low, high = wilson(value, len(rows)) if metric.is_proportion else _interval(values)
+    if metric.is_proportion:
+        (low, high), ratio_low = wilson(value, len(rows)), paired_ratio_low(rows[:, 0], reference_rows[:, 0])
+    else:
+        values, ratios = _resample(metric, rows, reference_rows, seed)
+        (low, high), ratio_low = _interval(values), _interval(ratios)[0]
     return Estimate(
         value=value,
         low=low,
         high=high,
         ratio=float(metric.ratio(value, float(metric.value(reference_rows.mean(axis=0))))),
-        ratio_low=_interval(ratios)[0],
+        ratio_low=ratio_low,
         rows=len(rows),
     )
 
@@ -132,6 +135,21 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     centre = (share + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
     half = _Z / (1 + _Z**2 / rows) * sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_ratio_low(rows: Floats, reference: Floats) -> float:
+    """Lower end of the 95% interval of the ratio of two shares of the same rows, each 0 or 1 per row.
+
+    Agresti and Min (2005): Wald's interval of the paired difference, with half a row added to each of the
+    four outcomes. Where no row differs it stays below 1 by what so few rows cannot rule out.
+    """
+    only_ours = float(np.sum((rows == 1) & (reference == 0))) + 0.5
+    only_theirs = float(np.sum((rows == 0) & (reference == 1))) + 0.5
+    count = len(rows) + 2.0
+    difference = (only_ours - only_theirs) / count
+    deviation = sqrt(only_ours + only_theirs - count * difference**2) / count
+    base = float(reference.mean())
+    return max(0.0, (base + difference - _Z * deviation) / base) if base else 0.0
 
 
 def agreement(outputs: Outputs, reference: Outputs) -> float:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from torch import nn
 
@@ -97,6 +101,16 @@ class ModelSpec:
         known = ", ".join(recipe.name for recipe in self.recipes)
         raise SpecError(f'{self.name} has no recipe "{name}". There are {known}.')
 
+    @property
+    def digest(self) -> str:
+        """Sha256 of what shapes artifacts beside data, weights and recipe."""
+        facts = {
+            "signature": self.signature.to_json(),
+            "training": asdict(self.training),
+            "sources": [_source_digest(maker) for maker in (self.factory, self.student) if maker],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def serving_spec(self) -> ServingSpec:
         """What serving needs to know, without torch."""
         return ServingSpec(
@@ -111,6 +125,12 @@ class ModelSpec:
             profile_batch=self.profile_batch,
             description=self.description,
         )
+
+
+def _source_digest(maker: Callable[[], nn.Module]) -> str:
+    """Sha256 of the file that a factory is written in."""
+    file = inspect.getsourcefile(inspect.unwrap(maker))
+    return hashlib.sha256(Path(file).read_bytes() if file else repr(maker).encode()).hexdigest()
 
 
 def load_spec(name: str) -> ModelSpec:

@@ -67,6 +67,7 @@ class Lineage:
         passes: Version of each pass used.
         libraries: Version of each library that shapes the artifact.
         seed: Seeds everything random.
+        spec: Sha256 of the signature, the training settings and the sources of the module and its student.
     """
 
     source: str
@@ -75,6 +76,7 @@ class Lineage:
     passes: dict[str, int]
     libraries: dict[str, str]
     seed: int
+    spec: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.variants.handmade import HOST, OTHER_HOST, SPEC, card, entry, failed, profile, variant_id
 from variants import document
 from variants.card import Card, Entry, Failure, UnknownVariantError
+from variants.store import CatalogError
 from variants.variant import Life, Status
 
 OLD, NEW, NEWER = "a" * 12, "b" * 12, "c" * 12
@@ -121,3 +122,9 @@ def test_a_variant_taken_away_takes_its_profiles_of_every_host() -> None:
 def test_a_card_survives_its_document(of: Card) -> None:
     of = of.with_profiles(HOST, {f"fp32@{OLD}": [profile()]}, {f"fp16@{OLD}": {"some-runtime": "why"}})
     assert document.parse(Card, json.dumps(document.to_json(of), allow_nan=False)) == of
+
+
+def test_what_was_not_built_cannot_be_released() -> None:
+    lost = failed("fp16", Status.FAILED, "no memory")
+    with pytest.raises(CatalogError, match="no memory"):
+        card(lost).with_life(lost.id, Life.RELEASED)

@@ -11,7 +11,8 @@ import bentoml
 import click
 from bentoml.exceptions import NotFound
 
-from variants.catalog import Catalog, released_tags, sha256
+from variants.catalog import Catalog
+from variants.store import sha256
 
 NAME = "mipgate"
 _VERSION_DIGITS = 12
@@ -35,7 +36,7 @@ def pack() -> str:
         click.ClickException: No model is registered, there is no source tree, or BentoML failed.
     """
     catalog = Catalog()
-    tags = released_tags(catalog)
+    tags = catalog.packed_tags()
     if not tags:
         raise click.ClickException("no model is registered. Run `mipgate build digits` first.")
     root = _project_root()

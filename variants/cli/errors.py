@@ -9,9 +9,9 @@ import click
 
 from variants.build import BuildError
 from variants.card import UnknownVariantError
-from variants.catalog import CatalogError
 from variants.document import DocumentError
 from variants.runtime import RuntimeUnavailableError
+from variants.store import CatalogError
 from variants.variant import VariantNameError
 from variants.worker import WorkerError
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from variants.assessment import assess_model, describe
-from variants.catalog import Catalog, DamagedArtifactError
+from variants.catalog import Catalog
 from variants.cli.output import json_option, print_json, print_table
 from variants.cli.show import print_model
 from variants.host import this_host
+from variants.store import DamagedArtifactError
 
 
 @click.command(name="list")

@@ -20,7 +20,8 @@ def command(name: str, force: bool) -> None:
     catalog = Catalog()
     card, variant = find_variant(catalog, name)
     entry = card.find(variant.recipe, variant.build)
-    if variant.recipe == card.spec.reference and len(card.entries) > 1:
+    others = [e for e in card.entries if e.id.recipe == card.spec.reference and e.id != variant]
+    if variant.recipe == card.spec.reference and not others and len(card.entries) > 1:
         raise click.ClickException(f"{variant} is the reference of the others. Delete those first.")
     if entry.life is Life.RELEASED and not force:
         raise click.ClickException(f"{variant} is released. Run `mipgate retire {name}`, or add --force.")

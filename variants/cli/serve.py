@@ -83,7 +83,7 @@ def _print_examples(catalog: Catalog, model: str, address: str) -> None:
                 "name": name,
                 "datatype": datatypes[name],
                 "shape": list(array.shape),
-                "data": [int(value) if value == int(value) else value for value in array.ravel().tolist()],
+                "data": [_short(value) for value in array.ravel().tolist()],
             }
             for name, array in row.inputs.items()
         ]
@@ -91,6 +91,11 @@ def _print_examples(catalog: Catalog, model: str, address: str) -> None:
         click.echo(f"# {model}, tier {tier.name}{label}")
         click.echo(f"curl -s {address}/v2/models/{model}/infer -H 'Content-Type: application/json' \\")
         click.echo(f"  -d {_data(body, model, tier.name)}\n")
+
+
+def _short(value: object) -> object:
+    """`5` for 5.0: the example is for people to read."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _data(body: str, model: str, tier: str) -> str:

@@ -42,11 +42,14 @@ def set_life(name: str, life: Life, url: str) -> None:
 def tell_gateway(url: str, model: str) -> None:
     """Has a gateway load a model anew; says so when none is running."""
     try:
-        response = httpx.post(f"{url}/v2/repository/models/{model}/load", timeout=600)
+        response = httpx.post(f"{url.rstrip('/')}/v2/repository/models/{model}/load", timeout=600)
     except httpx.TransportError:
         click.echo(f"no gateway answers at {url}; the next one to start will follow.", err=True)
         return
     if response.is_success:
         click.echo(f"the gateway at {url} follows.")
     else:
-        raise click.ClickException(f"the gateway at {url} did not follow: {response.json().get('error')}")
+        reason = (
+            response.json()["error"] if "json" in response.headers.get("content-type", "") else response.text
+        )
+        click.echo(f"the gateway at {url} does not follow: {reason[:300]}", err=True)
