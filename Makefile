@@ -1,4 +1,4 @@
-# Every target does its own set-up: a fresh clone needs Python >= 3.11, pip, make, git and npm, nothing else.
+# Every target does its own set-up: a fresh clone needs Python >= 3.11, pip, make, git and npm; bench also wrk.
 PORT ?= 3000
 PYTHON ?= python3
 BIN := .venv/bin

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from compression.data import Splits
-from compression.model import Form, Model, OnnxModel, TorchModel
+from compression.model import Form, OnnxModel, TorchModel
 from compression.training import Report as Report
 from compression.training import Training
 
@@ -110,4 +110,3 @@ class Pass(ABC, Generic[S, In, Out]):
 
 
 AnyPass = Pass[Any, Any, Any]
-AnyModel = Model

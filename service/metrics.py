@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from service.tally import Tallies
 
-NO_ARM = ""
+NO_ARM = ""  # until a rollout assigns one
 NO_VARIANT = ""
 OUTCOMES = ("ok", "client_error", "rejected", "late", "failed")
 REASONS = ("capacity", "deadline", "breaker", "refused", "rate_limit")

@@ -25,16 +25,6 @@ class Reporter(Protocol):
         """A task has ended."""
 
 
-class Silent:
-    """Says nothing."""
-
-    def update(self, task: str, what: str, fraction: float) -> None:
-        """Ignored."""
-
-    def finish(self, task: str, outcome: str) -> None:
-        """Ignored."""
-
-
 class Lines:
     """One line now and then for each task, for logs and pipes."""
 

@@ -57,7 +57,3 @@ class ServingSpec:
     allow_non_finite: bool = False
     profile_batch: int | None = None
     description: str = ""
-
-    def tier(self, name: str) -> TierSpec | None:
-        """The tier of this name, or None."""
-        return next((tier for tier in self.tiers if tier.name == name), None)
