@@ -83,7 +83,7 @@ def _draw_trade(axes: Axes, targets: Sequence[TargetReport]) -> None:
     axes.set_title("Accuracy against throughput (diamonds: tiers)", fontsize=10)
     axes.set_xlabel("good answers per second")
     axes.set_ylabel("accuracy on the test split, %")
-    axes.margins(x=0.2, y=0.35)
+    axes.margins(x=0.3, y=0.35)
     axes.grid(alpha=0.3)
 
 

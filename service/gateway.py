@@ -31,6 +31,12 @@ from variants.host import this_host
 log = logging.getLogger("mipgate.gateway")
 
 _TICK_S = 0.5
+_PAGE = """# Mipgate
+
+Compressed variants of each model; each request is answered by the variant that fits the latency and accuracy
+that it asks for. Inference is at `/v2/models/{model}/infer`, described in
+[/v2/openapi.json](/v2/openapi.json); `/predict` below is the same in plain JSON.
+"""
 
 
 class SeamError(BentoMLException):
@@ -50,6 +56,11 @@ class GatewayService(bentoml.Service[Any]):
         """Names what `bentoml build` packs: each model's card and its released variants."""
         super().__attrs_post_init__()
         self.models.extend(BentoModel(tag) for tag in Catalog().packed_tags())
+
+    @property
+    def doc(self) -> str:
+        """What BentoML's Swagger page says above its list of APIs."""
+        return _PAGE
 
     def to_asgi(self, is_main: bool = True) -> App:
         """BentoML's app for everything else, with the data plane outermost.
