@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from compression.checkpoint import Checkpoints
 from compression.data import Splits
 from compression.model import Form, OnnxModel, TorchModel
+from compression.training import VERSION as TRAINING_VERSION
+from compression.training import Epoch, Objective, Training, fit, labels_objective
 from compression.training import Report as Report
-from compression.training import Training
 
 Facts = dict[str, Any]
 
@@ -44,18 +47,73 @@ class PassContext:
         splits: The data. Passes read `train` and `calibration`, and `validation` to choose; never `test`.
         reference: The uncompressed model: the teacher of distillation, the judge of accuracy. None when
             the source is an ONNX file.
-        student: Makes an untrained student, or None when the spec has none.
+        students: Factories of untrained students, by name.
         training: How this model is trained; fine-tuning starts from it.
         seed: Seeds everything random.
         report: Called with a phrase and a fraction 0..1 as work advances.
+        checkpoints: Where trainings are kept, so that an interrupted one goes on and one that another recipe
+            went through before is not repeated; None to keep none.
+        curves: Training curves of the running step are appended here.
     """
 
     splits: Splits
     reference: TorchModel | None
-    student: Callable[[], nn.Module] | None
+    students: Mapping[str, Callable[[], nn.Module]]
     training: Training
     seed: int
     report: Report
+    checkpoints: Checkpoints | None = None
+    curves: list[tuple[Epoch, ...]] = field(default_factory=list)
+
+    def fit(
+        self,
+        model: TorchModel,
+        *,
+        epochs: int | None = None,
+        learning_rate: float | None = None,
+        objective: Objective | None = None,
+        from_scratch: bool = False,
+    ) -> TorchModel:
+        """Returns a trained copy of the model: the one way in which passes train.
+
+        What must hold while weights move (masks, shared values) lives in the module as a parametrization
+        (`torch.nn.utils.parametrize`); the export bakes it in.
+
+        Args:
+            model: What to train from.
+            epochs: Passes over the training split; None for as many as the model's own training has.
+            learning_rate: Peak of the schedule; None for the model's own.
+            objective: What to minimize; None for the model's own loss against the labels.
+            from_scratch: Whether nothing is learned yet, so that smaller images may come first.
+
+        Raises:
+            TrainingError: As `compression.training.fit`.
+        """
+        own = self.training
+        training = replace(
+            own,
+            epochs=own.epochs if epochs is None else epochs,
+            learning_rate=own.learning_rate if learning_rate is None else learning_rate,
+            small_images=own.small_images if from_scratch else 0.0,
+        )
+        objective = objective or labels_objective(training)
+        checkpoint = None
+        if self.checkpoints is not None:
+            weights, data = model.weights_digest(), self.splits.digest
+            depends = [TRAINING_VERSION, torch.__version__, repr(model.module), weights, training.chosen()]
+            checkpoint = self.checkpoints.find(*depends, objective.key, data, self.seed)
+        fitted = fit(
+            model,
+            self.splits.train,
+            self.splits.validation,
+            training,
+            seed=self.seed,
+            report=self.report,
+            objective=objective,
+            checkpoint=checkpoint,
+        )
+        self.curves.append(fitted.curve)
+        return fitted.model
 
 
 S = TypeVar("S", bound=Settings)

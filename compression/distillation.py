@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,9 +14,13 @@ from torch.nn import functional
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.data import Split
 from compression.inspection import parameters
+from compression.losses import Batch, Loss, Outputs, labelled_loss
 from compression.model import Form, OnnxModel, TorchModel
 from compression.signature import Array
-from compression.training import Batch, Loss, Objective, Outputs, fit, loss_named, predict, seeded
+from compression.training import Objective, predict, seeded
+
+# The student that is the model that came in.
+CURRENT = "current"
 
 # How far the student is from the teacher: (student's outputs, teacher's outputs, temperature) -> scalar.
 Imitation = Callable[[Outputs, Outputs, float], Tensor]
@@ -27,15 +30,15 @@ class DistillationSettings(Settings):
     """Settings of `distill`.
 
     Attributes:
-        student: `factory` trains the spec's own student from scratch; `current` teaches the model that
-            came in, such as a pruned one, further.
+        student: One of the spec's students by name, trained from scratch; `current` teaches the model
+            that came in, such as a pruned one, further.
         temperature: Softens teacher and student alike, so that the teacher's doubts are seen.
         alpha: Weight of the teacher; the labels weigh `1 - alpha`. Without labels only the teacher counts.
         epochs: Passes over the training split; None for as many as the model's training has.
         learning_rate: Peak learning rate; None for the model's own from scratch and a third of it further.
     """
 
-    student: Literal["factory", "current"] = "factory"
+    student: str
     temperature: float = Field(default=4.0, gt=0.0)
     alpha: float = Field(default=0.7, gt=0.0, le=1.0)
     epochs: int | None = Field(default=None, ge=1)
@@ -89,8 +92,11 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
         """Checks that there are a teacher, a student and a loss that says how one imitates the other."""
         if context.reference is None:
             raise PassRefusedError("there is no reference to learn from. Register the model as a module.")
-        if self.settings.student == "factory" and context.student is None:
-            raise PassRefusedError('the spec makes no student. Give it one, or set student to "current".')
+        if self.settings.student not in (CURRENT, *context.students):
+            known = ", ".join((CURRENT, *context.students))
+            raise PassRefusedError(
+                f'the spec has no student "{self.settings.student}". There are {known}; add one to students.'
+            )
         if context.training.loss not in IMITATIONS:
             raise PassRefusedError(
                 f'a model trained on "{context.training.loss}" cannot be imitated. '
@@ -105,38 +111,33 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the student after its best epoch."""
-        settings, training = self.settings, context.training
-        student = self._student(model, context)
-        usual_rate = training.learning_rate if settings.student == "factory" else training.learning_rate / 3
-        training = replace(
-            training,
-            epochs=settings.epochs or training.epochs,
-            learning_rate=settings.learning_rate or usual_rate,
-        )
-        splits = context.splits
+        settings, splits = self.settings, context.splits
+        further = settings.student == CURRENT
+        usual_rate = context.training.learning_rate / 3 if further else context.training.learning_rate
+        facts = [_teacher(context).weights_digest(), settings.temperature, settings.alpha]
         objective = Objective(
-            self._objective(context, splits.train), self._objective(context, splits.validation)
+            self._objective(context, splits.train),
+            self._objective(context, splits.validation),
+            f"soft {facts}",
         )
-        return fit(
-            student,
-            splits.train,
-            splits.validation,
-            training,
-            seed=context.seed,
-            report=context.report,
+        return context.fit(
+            self._student(model, context),
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate or usual_rate,
             objective=objective,
+            from_scratch=not further,
         )
 
     def _student(self, model: TorchModel, context: PassContext) -> TorchModel:
-        if self.settings.student == "current" or context.student is None:
+        if self.settings.student == CURRENT:
             return model
         with seeded(context.seed):
-            return TorchModel(context.student(), model.signature)
+            return TorchModel(context.students[self.settings.student](), model.signature)
 
     def _objective(self, context: PassContext, split: Split) -> Loss:
         """The loss on one split, the teacher's answers to it computed once."""
         alpha = self.settings.alpha if split.labels is not None else 1.0
-        imitation, against_labels = IMITATIONS[context.training.loss], loss_named(context.training.loss)
+        imitation, against_labels = IMITATIONS[context.training.loss], labelled_loss(context.training.loss)
         answers = [torch.from_numpy(answer) for answer in predict(_teacher(context), split)]
 
         def loss(outputs: Outputs, batch: Batch) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compression.base import CompressionError
 from compression.chatter import quiet
@@ -34,7 +35,7 @@ def export(model: TorchModel) -> OnnxModel:
     Raises:
         ExportError: The module cannot be traced, or its inputs and outputs are not the signature's.
     """
-    module = copy.deepcopy(model.module).eval()
+    module = baked(copy.deepcopy(model.module)).eval()
     signature = model.signature
     names = [spec.name for spec in signature.inputs]
     dims = {axis: torch.export.Dim(axis) for spec in signature.inputs for axis in _symbolic(spec).values()}
@@ -63,6 +64,15 @@ def export(model: TorchModel) -> OnnxModel:
     check_signature(proto, signature)
     onnx.checker.check_model(proto, full_check=True)
     return OnnxModel(proto, signature)
+
+
+def baked(module: nn.Module) -> nn.Module:
+    """The module with its parametrizations (masks, shared values) turned into plain weights, in place."""
+    for part in list(module.modules()):
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+    return module
 
 
 def check_signature(proto: onnx.ModelProto, signature: Signature) -> None:
@@ -102,7 +112,7 @@ def _symbolic(spec: TensorSpec) -> dict[int, str]:
     return {position: axis for position, axis in enumerate(spec.shape) if isinstance(axis, str)}
 
 
-def _examples(signature: Signature, module: torch.nn.Module) -> tuple[Tensor, ...]:
+def _examples(signature: Signature, module: nn.Module) -> tuple[Tensor, ...]:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     axes = dict.fromkeys(
         (axis for spec in signature.inputs for axis in _symbolic(spec).values()), EXAMPLE_LENGTH

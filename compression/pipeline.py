@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
 
 from compression.base import AnyPass, CompressionError, Facts, PassContext, PassRefusedError
 from compression.export import export
 from compression.model import Form, Model, OnnxModel, TorchModel
 from compression.recipe import Recipe
 from compression.registry import make_pass
-from compression.training import Report, seeded
+from compression.training import Report
 
 EXPORT = "export"
 
@@ -47,38 +44,14 @@ class Compressed:
 
     Attributes:
         artifact: The finished graph.
-        facts: One entry per step: `pass`, `version`, `settings`, and `facts` as its promise established.
+        facts: One entry per step: `pass`, `version`, `settings`, `facts` as its promise established, and the
+            `curves` of its trainings.
         torch_model: The last torch form, None when the source was ONNX.
     """
 
     artifact: OnnxModel
     facts: tuple[Facts, ...]
     torch_model: TorchModel | None
-
-
-class StageCache(Protocol):
-    """Remembers stages, so that recipes that begin alike share their beginning."""
-
-    def get(self, key: str) -> Stage | None:
-        """The stage put under this key, or None."""
-
-    def put(self, key: str, stage: Stage) -> None:
-        """Remembers a stage; it is never changed afterwards."""
-
-
-@dataclass
-class MemoryCache:
-    """A `StageCache` in this process's memory, without a bound: for the recipes of one build."""
-
-    stages: dict[str, Stage] = field(default_factory=dict)
-
-    def get(self, key: str) -> Stage | None:
-        """The stage put under this key, or None."""
-        return self.stages.get(key)
-
-    def put(self, key: str, stage: Stage) -> None:
-        """Remembers a stage."""
-        self.stages[key] = stage
 
 
 def check(recipe: Recipe, source: Form) -> None:
@@ -99,9 +72,7 @@ def pass_versions(recipe: Recipe) -> dict[str, int]:
     return {each.name: each.version for each in _passes(recipe)}
 
 
-def compress(
-    recipe: Recipe, reference: Model, context: PassContext, *, cache: StageCache | None = None
-) -> Compressed:
+def compress(recipe: Recipe, reference: Model, context: PassContext) -> Compressed:
     """Runs a recipe on a model and returns the finished ONNX artifact.
 
     No steps at all is the export alone. The model given is not changed.
@@ -110,7 +81,6 @@ def compress(
         recipe: What to do, in order.
         reference: The model to compress, in either form.
         context: Data, teacher, seed and where to report progress.
-        cache: Where stages of earlier recipes may be found, and those of this one are left.
 
     Raises:
         RecipeRefusedError: A pass does not fit the model.
@@ -118,15 +88,9 @@ def compress(
     """
     passes = _passes(recipe)
     _check_order(recipe, passes, reference.form)
-    keys = _stage_keys(passes, reference, context) if cache is not None else [""] * len(passes)
     stage = Stage(reference, reference if isinstance(reference, TorchModel) else None)
-    done = 0
-    if cache is not None:
-        done, stage = _furthest(cache, keys, stage)
-    for index in range(done, len(passes)):
+    for index in range(len(passes)):
         stage = _run_step(recipe, passes, index, stage, context)
-        if cache is not None:
-            cache.put(keys[index], stage)
     artifact = _finish(recipe, passes, stage)
     context.report("done", 1.0)
     return Compressed(artifact, stage.facts, stage.torch_model)
@@ -155,7 +119,7 @@ def _run_step(
     recipe: Recipe, passes: Sequence[AnyPass], index: int, stage: Stage, context: PassContext
 ) -> Stage:
     each = passes[index]
-    context = replace(context, report=_scaled(context.report, each.name, index, len(passes)))
+    context = replace(context, report=_scaled(context.report, each.name, index, len(passes)), curves=[])
     context.report("starting", 0.0)
     try:
         before = _in_form(stage.model, each.takes)
@@ -169,6 +133,7 @@ def _run_step(
         "version": each.version,
         "settings": each.settings.model_dump(mode="json"),
         "facts": facts,
+        "curves": [[asdict(epoch) for epoch in curve] for curve in context.curves],
     }
     last = after if isinstance(after, TorchModel) else stage.torch_model
     return Stage(after, last, (*stage.facts, entry))
@@ -214,44 +179,3 @@ def _scaled(report: Report, name: str, index: int, count: int) -> Report:
         report(f"{name}: {phrase}", (index + fraction) / count)
 
     return scaled
-
-
-def _furthest(cache: StageCache, keys: Sequence[str], start: Stage) -> tuple[int, Stage]:
-    """The longest prefix that the cache knows."""
-    for done in range(len(keys), 0, -1):
-        stage = cache.get(keys[done - 1])
-        if stage is not None:
-            return done, stage
-    return 0, start
-
-
-def _stage_keys(passes: Sequence[AnyPass], reference: Model, context: PassContext) -> list[str]:
-    """A key per step: whatever the model after that step depends on."""
-    teacher = None if context.reference is None else context.reference.weights_digest()
-    base: list[Any] = [
-        _model_digest(reference),
-        reference.signature.to_json(),
-        teacher,
-        _student_digest(reference, context),
-        context.splits.digest,
-        asdict(context.training),
-        context.seed,
-    ]
-    keys = []
-    for each in passes:
-        base.append([each.name, each.version, each.settings.model_dump(mode="json")])
-        keys.append(hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest())
-    return keys
-
-
-def _model_digest(model: Model) -> str:
-    if isinstance(model, TorchModel):
-        return model.weights_digest()
-    return hashlib.sha256(model.proto.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _student_digest(reference: Model, context: PassContext) -> str | None:
-    if context.student is None:
-        return None
-    with seeded(context.seed):
-        return TorchModel(context.student(), reference.signature).weights_digest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassR
 from compression.data import Split
 from compression.inspection import parameters
 from compression.model import Form, OnnxModel, TorchModel
-from compression.training import fit, predict
+from compression.training import predict
 
 EXAMPLE_ROWS = 2
 NORMS = {"l1": 1, "l2": 2}
@@ -87,13 +86,7 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
         self._prune(pruned, context.splits.train)
         if not self.settings.epochs:
             return pruned
-        training = replace(
-            context.training, epochs=self.settings.epochs, learning_rate=self.settings.learning_rate
-        )
-        splits = context.splits
-        return fit(
-            pruned, splits.train, splits.validation, training, seed=context.seed, report=context.report
-        )
+        return context.fit(pruned, epochs=self.settings.epochs, learning_rate=self.settings.learning_rate)
 
     def _prune(self, model: TorchModel, split: Split) -> None:
         settings = self.settings

@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from compression.augmentation import AUGMENTATIONS, shrink
+from compression.checkpoint import Checkpoint, Group
 from compression.data import Split
+from compression.losses import Batch, Loss, Outputs, TrainingError, labelled_loss
 from compression.model import TorchModel
 from compression.signature import Array, Signature
 
 PREDICT_BATCH = 256
+SMALL_SIDE = 0.75
+# A part of what identifies a training: raise it when the loop learns differently.
+VERSION = 2
 
 Report = Callable[[str, float], None]
-Outputs = tuple[Tensor, ...]
-
-
-class TrainingError(ValueError):
-    """A model cannot be trained as asked; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,20 @@ class Training:
     """How a model learns.
 
     Attributes:
-        loss: Name in `LOSSES`: what is minimized against the labels.
+        loss: Name in `losses.LOSSES`: what is minimized against the labels.
         epochs: Passes over the training split when training from scratch.
         learning_rate: Peak of the one-cycle schedule.
         batch_size: Rows per step.
-        weight_decay: AdamW's decoupled weight decay.
-        autocast: Computes in bfloat16 where the processor has it natively. Pays from a few million
-            parameters up; small models lose more to the casts than they win.
+        weight_decay: Decay of the weights of layers; biases and normalizations have none.
+        optimizer: `adamw`, or `sgd` with Nesterov's momentum.
+        label_smoothing: Share of each label that is spread over all classes; cross entropy only.
+        augmentation: Name in `augmentation.AUGMENTATIONS`, applied to the first input, or None.
+        small_images: Share of the epochs, from the first, that see images of 3/4 of their side. For
+            networks that take images of any size; fine-tuning leaves it out.
+        clip: Largest norm of a step's gradients, or None.
+        autocast: Computes in bfloat16 where the processor has it natively (on a GPU without it, in float16
+            with loss scaling). Pays from a few hundred thousand parameters up; small models lose more to
+            the casts than they win.
     """
 
     loss: str = "cross_entropy"
@@ -49,25 +58,20 @@ class Training:
     learning_rate: float = 3e-3
     batch_size: int = 64
     weight_decay: float = 1e-2
+    optimizer: str = "adamw"
+    label_smoothing: float = 0.0
+    augmentation: str | None = None
+    small_images: float = 0.0
+    clip: float | None = None
     autocast: bool = False
 
-
-@dataclass(frozen=True)
-class Batch:
-    """What a loss sees beside the model's outputs.
-
-    Attributes:
-        rows: Which rows of the split these are, of shape `(batch,)`.
-        inputs: The inputs in signature order, each `(batch, ...)`.
-        labels: The labels `(batch, ...)`, or None when the split has none.
-    """
-
-    rows: Tensor
-    inputs: tuple[Tensor, ...]
-    labels: Tensor | None
-
-
-Loss = Callable[[Outputs, Batch], Tensor]
+    def chosen(self) -> dict[str, Any]:
+        """What differs from the defaults: a setting that is added later changes no identity."""
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        }
 
 
 @dataclass(frozen=True)
@@ -77,38 +81,29 @@ class Objective:
     Attributes:
         train: A scalar mean over the batch, of rows of the training split.
         validation: The same for rows of the validation split.
+        key: Tells this objective from others: equal keys minimize the same on the same data.
     """
 
     train: Loss
     validation: Loss
+    key: str
 
 
-def cross_entropy(outputs: Outputs, batch: Batch) -> Tensor:
-    """Mean cross entropy of the first output's logits `(batch, classes)` against class numbers."""
-    return functional.cross_entropy(outputs[0].float(), _labels_of(batch).long())
+@dataclass(frozen=True)
+class Epoch:
+    """One point of a training curve: mean losses over the splits, and the time that the epoch took."""
+
+    train_loss: float
+    validation_loss: float
+    seconds: float
 
 
-def mse(outputs: Outputs, batch: Batch) -> Tensor:
-    """Mean squared error of the first output against labels of as many values."""
-    values = outputs[0].float()
-    return functional.mse_loss(values, _labels_of(batch).float().reshape(values.shape))
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model with its weights of the best epoch, and how it came there."""
 
-
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": cross_entropy,
-    "mse": mse,
-}
-
-
-def loss_named(name: str) -> Loss:
-    """The loss of that name.
-
-    Raises:
-        TrainingError: There is none.
-    """
-    if name not in LOSSES:
-        raise TrainingError(f'unknown loss "{name}". Use one of {", ".join(sorted(LOSSES))}.')
-    return LOSSES[name]
+    model: TorchModel
+    curve: tuple[Epoch, ...]
 
 
 @contextmanager
@@ -131,10 +126,11 @@ def fit(
     seed: int,
     report: Report,
     objective: Objective | None = None,
-) -> TorchModel:
+    checkpoint: Checkpoint | None = None,
+) -> Fitted:
     """Returns a trained copy of the model, with the weights of its best epoch, in eval mode.
 
-    AdamW (Loshchilov and Hutter 2019) under a one-cycle schedule (Smith and Topin 2018). The epoch is
+    AdamW (Loshchilov and Hutter 2019) or SGD under a one-cycle schedule (Smith and Topin 2018). The epoch is
     chosen by the validation loss. The same seed, data and thread count give the same weights.
 
     Args:
@@ -145,37 +141,44 @@ def fit(
         seed: Seeds the order of the rows and whatever the module draws, such as dropout.
         report: Called after each epoch with a phrase and the fraction done.
         objective: What to minimize instead of the named loss against the labels.
+        checkpoint: Where to go on from, and where to save after each epoch.
 
     Raises:
-        TrainingError: There is no such loss, labels are missing, or the loss stopped being finite.
+        TrainingError: There is no such loss, optimizer or augmentation, labels are missing, or the loss
+            stopped being finite.
     """
-    if objective is None:
-        objective = Objective(loss_named(training.loss), loss_named(training.loss))
+    objective = objective or labels_objective(training)
     module = copy.deepcopy(model.module)
     learner = _Learner(module, _Rows(model.signature, train, module), training, objective, seed)
     judged = _Rows(model.signature, validation, module)
-    best, best_state = math.inf, module.state_dict()
     with seeded(seed):
-        for epoch in range(training.epochs):
-            learner.epoch()
-            loss = learner.validation_loss(judged)
+        if checkpoint is not None:
+            learner.resume(checkpoint)
+        for number in range(len(learner.curve), training.epochs):
+            loss = learner.epoch(judged)
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the validation loss is {loss} after epoch {epoch + 1}. Lower learning_rate "
+                    f"the validation loss is {loss} after epoch {number + 1}. Lower learning_rate "
                     f"(now {training.learning_rate}) or look for values that are not finite in the data."
                 )
-            if loss < best:
-                best = loss
-                best_state = {name: value.detach().clone() for name, value in module.state_dict().items()}
-            phrase = f"epoch {epoch + 1}/{training.epochs}, validation loss {loss:.4f}"
-            report(phrase, (epoch + 1) / training.epochs)
-    module.load_state_dict(best_state)
+            if checkpoint is not None:
+                learner.save(checkpoint)
+            phrase = f"epoch {number + 1}/{training.epochs}, validation loss {loss:.4f}"
+            report(phrase, (number + 1) / training.epochs)
+    module.load_state_dict(learner.best_state)
     _lay_out(module, torch.contiguous_format)
-    return TorchModel(module.eval(), model.signature)
+    return Fitted(TorchModel(module.eval(), model.signature), tuple(learner.curve))
+
+
+def labels_objective(training: Training) -> Objective:
+    """The training's named loss against the labels."""
+    return Objective(
+        labelled_loss(training.loss, training.label_smoothing), labelled_loss(training.loss), training.loss
+    )
 
 
 def predict(model: TorchModel, split: Split) -> list[Array]:
-    """The model's outputs for every row: one array `(rows, ...)` per output, in signature order."""
+    """The model's outputs for every row, in float32: one array `(rows, ...)` per output, in order."""
     module = model.module
     was_training = module.training
     module.eval()
@@ -231,47 +234,156 @@ class _Rows:
 
 
 class _Learner:
-    """A module with its optimizer, schedule and row order."""
+    """A module with its optimizer, schedule, row order, and what it has learned so far."""
 
     def __init__(
         self, module: nn.Module, rows: _Rows, training: Training, objective: Objective, seed: int
     ) -> None:
         self.module = module
         self.rows = rows
+        self.training = training
         self.objective = objective
-        self.batch_size = training.batch_size
-        self.autocast = training.autocast and native_bfloat16()
-        if self.autocast:
+        if training.augmentation is not None and training.augmentation not in AUGMENTATIONS:
+            raise TrainingError(
+                f'unknown augmentation "{training.augmentation}". Use one of {", ".join(AUGMENTATIONS)}.'
+            )
+        self.autocast = Autocast(module, training.autocast)
+        if self.autocast.enabled:
             _lay_out(module, torch.channels_last)  # three times as fast for bfloat16 convolutions
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.AdamW(
-            module.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+        self.optimizer = _optimizer(module, training)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             max_lr=training.learning_rate,
             total_steps=max(training.epochs, 1) * math.ceil(rows.count / training.batch_size),
         )
+        self.curve: list[Epoch] = []
+        self.best = math.inf
+        self.best_state: Group = module.state_dict()
 
-    def epoch(self) -> None:
+    def epoch(self, judged: _Rows) -> float:
+        """Learns from every row once; returns the loss on the rows that it is judged by."""
+        started = time.perf_counter()
+        learned = self._learn()
+        loss = self._judge(judged)
+        self.curve.append(Epoch(learned, loss, time.perf_counter() - started))
+        if loss < self.best:
+            self.best = loss
+            self.best_state = {
+                name: value.detach().clone() for name, value in self.module.state_dict().items()
+            }
+        return loss
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes all that going on depends on."""
+        optimizer = self.optimizer.state_dict()
+        moments = {
+            f"{index}.{name}": torch.as_tensor(value)
+            for index, state in optimizer["state"].items()
+            for name, value in state.items()
+        }
+        facts = {
+            "curve": [asdict(epoch) for epoch in self.curve],
+            "best": self.best,
+            "groups": optimizer["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.autocast.scaler.state_dict(),
+        }
+        states = {"rows": self.generator.get_state(), "torch": torch.get_rng_state()}
+        weights = self.module.state_dict()
+        checkpoint.save(
+            facts, {"weights": weights, "best": self.best_state, "moments": moments, "random": states}
+        )
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes on where the checkpoint was written, if there is one."""
+        saved = checkpoint.load()
+        if saved is None:
+            return
+        self.curve = [Epoch(**epoch) for epoch in saved.facts["curve"]]
+        self.best = saved.facts["best"]
+        self.best_state = saved.groups["best"]
+        self.module.load_state_dict(saved.groups["weights"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in saved.groups.get("moments", {}).items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": saved.facts["groups"]})
+        self.schedule.load_state_dict(saved.facts["schedule"])
+        self.autocast.scaler.load_state_dict(saved.facts["scaler"])
+        self.generator.set_state(saved.groups["random"]["rows"])
+        torch.set_rng_state(saved.groups["random"]["torch"])
+
+    def _learn(self) -> float:
         self.module.train()
-        for batch in self.rows.shuffled(self.batch_size, self.generator):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        total = torch.zeros(())
+        scaler = self.autocast.scaler
+        for plain in self.rows.shuffled(self.training.batch_size, self.generator):
+            batch = self._augmented(plain)
+            with self.autocast.context():
                 outputs = _outputs(self.module, batch.inputs)
             loss = self.objective.train(outputs, batch)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if self.training.clip is not None:
+                scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.module.parameters(), self.training.clip)
+            scaler.step(self.optimizer)
+            scaler.update()
             self.schedule.step()
+            total += loss.detach().cpu() * len(batch.rows)
+        return float(total) / self.rows.count
 
-    def validation_loss(self, rows: _Rows) -> float:
+    def _judge(self, rows: _Rows) -> float:
         self.module.eval()
         total = 0.0
         with torch.no_grad():
             for batch in rows.in_order(PREDICT_BATCH):
-                loss = self.objective.validation(_outputs(self.module, batch.inputs), batch)
-                total += float(loss) * len(batch.rows)
+                with self.autocast.context():
+                    outputs = _outputs(self.module, batch.inputs)
+                total += float(self.objective.validation(outputs, batch)) * len(batch.rows)
         return total / rows.count
+
+    def _augmented(self, batch: Batch) -> Batch:
+        first, *others = batch.inputs
+        if self.training.augmentation is not None:
+            first = AUGMENTATIONS[self.training.augmentation](first, self.generator)
+        if len(self.curve) < self.training.small_images * self.training.epochs:
+            first = shrink(first, SMALL_SIDE)
+        return Batch(batch.rows, (first, *others), batch.labels)
+
+
+class Autocast:
+    """Half precision where the hardware computes it natively: bfloat16, or on older GPUs scaled float16."""
+
+    def __init__(self, module: nn.Module, wanted: bool) -> None:
+        self.device = next((parameter.device.type for parameter in module.parameters()), "cpu")
+        if self.device == "cuda":
+            self.enabled = wanted
+            self.dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        else:
+            self.enabled = wanted and native_bfloat16()
+            self.dtype = torch.bfloat16
+        # float16 loses small gradients; bfloat16 has the range of float32 and needs no scaling.
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.enabled and self.dtype is torch.float16)
+
+    def context(self) -> torch.autocast:
+        """Computes what runs inside it in half precision."""
+        return torch.autocast(self.device, self.dtype, enabled=self.enabled)
+
+
+def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=training.learning_rate)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True)
+    raise TrainingError(f'unknown optimizer "{training.optimizer}". Use adamw or sgd.')
 
 
 def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
@@ -281,9 +393,3 @@ def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
 def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:
     given = module(*inputs)
     return (given,) if isinstance(given, Tensor) else tuple(given)
-
-
-def _labels_of(batch: Batch) -> Tensor:
-    if batch.labels is None:
-        raise TrainingError("this loss needs labels and the split has none. Give the split labels.")
-    return batch.labels

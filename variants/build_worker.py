@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 
 from compression.base import CompressionError, PassContext, PassRefusedError
+from compression.checkpoint import Checkpoints
 from compression.data import Split, Splits
 from compression.inspection import count
 from compression.model import Form, TorchModel
@@ -23,6 +24,7 @@ from compression.signature import Signature
 from variants import document
 from variants.build_job import Job, Outcome, Planned, Prepared, Result, build_key
 from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE
+from variants.home import subfolder
 from variants.host import installed_version, this_host
 from variants.parity import ParityError, verify
 from variants.profiling import predict
@@ -65,7 +67,15 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     splits = spec.splits()
     reference = reference_model(spec, splits, report_to_parent)
     recipe = spec.recipe(recipe_name)
-    context = PassContext(splits, reference, spec.student, spec.training, spec.seed, report_to_parent)
+    context = PassContext(
+        splits,
+        reference,
+        spec.students,
+        spec.training,
+        spec.seed,
+        report_to_parent,
+        Checkpoints(subfolder("checkpoints")),
+    )
     try:
         compressed = compress(recipe, reference, context)
         path = job.folder / MODEL_FILE
@@ -92,7 +102,7 @@ def _plan(spec: ModelSpec, splits: Splits, source: str, recipe: Recipe, passes: 
         source=source,
         data=splits.digest,
         recipe=recipe.digest,
-        spec=spec.digest,
+        spec=spec.digest(recipe),
         passes=passes,
         libraries={name: installed_version(name) or "missing" for name in _SHAPING},
         seed=spec.seed,

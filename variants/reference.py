@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from compression.base import Report
+from compression.checkpoint import Checkpoint
 from compression.data import Splits
 from compression.model import TorchModel
-from compression.training import fit, seeded
+from compression.training import VERSION, Fitted, fit, seeded
 from variants.home import subfolder
 from variants.spec import ModelSpec
 
@@ -33,21 +35,39 @@ def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> TorchMod
     path = subfolder("references") / f"{spec.name}-{_key(spec, splits)}.safetensors"
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
+            checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
             trained = fit(
-                model, splits.train, splits.validation, spec.training, seed=spec.seed, report=report
+                model,
+                splits.train,
+                splits.validation,
+                spec.training,
+                seed=spec.seed,
+                report=report,
+                checkpoint=checkpoint,
             )
             _save(trained, path)
+            checkpoint.path.unlink()
     model.module.load_state_dict(load_file(path))
     return model
 
 
 def _key(spec: ModelSpec, splits: Splits) -> str:
     """Digest of all that the trained weights depend on."""
-    facts = [spec.digest, splits.digest, spec.seed, torch.__version__]
+    facts = [
+        VERSION,
+        spec.architecture(spec.factory),
+        spec.signature.to_json(),
+        spec.training.chosen(),
+        splits.digest,
+        spec.seed,
+        torch.__version__,
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def _save(model: TorchModel, path: Path) -> None:
+def _save(trained: Fitted, path: Path) -> None:
     fresh = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}, fresh)
+    curve = json.dumps([asdict(epoch) for epoch in trained.curve])
+    weights = {name: tensor.contiguous() for name, tensor in trained.model.module.state_dict().items()}
+    save_file(weights, fresh, metadata={"curve": curve})
     fresh.replace(path)

@@ -8,21 +8,23 @@ import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
 import variants.zoo
 from compression.data import Splits
+from compression.model import TorchModel
 from compression.recipe import Recipe
 from compression.signature import Signature
-from compression.training import Training
+from compression.training import Training, seeded
 from variants.quality import METRICS
 from variants.serving_spec import DEFAULT_TIERS, ServingSpec, TierSpec
 
 _LONGEST_TAG_NAME = 63
+# Their sources are told apart by their versions, which are part of a lineage.
+_LIBRARIES = ("torch.", "transformers.")
 
 
 class SpecError(ValueError):
@@ -42,7 +44,7 @@ class ModelSpec:
         recipes: What to build; the one named `reference` has no steps.
         training: How the module is trained and fine-tuned.
         train_reference: Whether the factory's module is trained first.
-        student: Makes an untrained smaller module for distillation.
+        students: Make untrained smaller modules for distillation, by name.
         reference: Name of the recipe that all others are measured against.
         tiers: Levels of service.
         default_tier: The tier of a request that names none.
@@ -61,7 +63,7 @@ class ModelSpec:
     recipes: tuple[Recipe, ...]
     training: Training = field(default_factory=Training)
     train_reference: bool = True
-    student: Callable[[], nn.Module] | None = None
+    students: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
     reference: str = "fp32"
     tiers: tuple[TierSpec, ...] = DEFAULT_TIERS
     default_tier: str = "balanced"
@@ -101,15 +103,25 @@ class ModelSpec:
         known = ", ".join(recipe.name for recipe in self.recipes)
         raise SpecError(f'{self.name} has no recipe "{name}". There are {known}.')
 
-    @property
-    def digest(self) -> str:
-        """Sha256 of what shapes artifacts beside data, weights and recipe."""
+    def digest(self, recipe: Recipe) -> str:
+        """Sha256 of what shapes a recipe's artifact beside data, weights and steps."""
+        named = {step.settings.get("student") for step in recipe.steps}
         facts = {
             "signature": self.signature.to_json(),
-            "training": asdict(self.training),
-            "sources": [_source_digest(maker) for maker in (self.factory, self.student) if maker],
+            "training": self.training.chosen(),
+            "architecture": self.architecture(self.factory),
+            "students": [self.architecture(make) for name, make in self.students.items() if name in named],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def architecture(self, factory: Callable[[], nn.Module]) -> str:
+        """Sha256 of a module as a factory makes it: its layers, its own classes' sources, its weights."""
+        with seeded(self.seed):
+            module = factory()
+        own = {type(part) for part in module.modules() if not type(part).__module__.startswith(_LIBRARIES)}
+        sources = sorted(inspect.getsource(each) for each in own)
+        weights = TorchModel(module, self.signature).weights_digest()
+        return hashlib.sha256("".join([repr(module), *sources, weights]).encode()).hexdigest()
 
     def serving_spec(self) -> ServingSpec:
         """What serving needs to know, without torch."""
@@ -125,12 +137,6 @@ class ModelSpec:
             profile_batch=self.profile_batch,
             description=self.description,
         )
-
-
-def _source_digest(maker: Callable[[], nn.Module]) -> str:
-    """Sha256 of the file that a factory is written in."""
-    file = inspect.getsourcefile(inspect.unwrap(maker))
-    return hashlib.sha256(Path(file).read_bytes() if file else repr(maker).encode()).hexdigest()
 
 
 def load_spec(name: str) -> ModelSpec:

@@ -30,7 +30,7 @@ def splits() -> Splits:
 def reference(splits: Splits) -> TorchModel:
     with seeded(0):
         untrained = TorchModel(digits_net(), DIGITS)
-    return fit(untrained, splits.train, splits.validation, Training(epochs=5), seed=0, report=silent)
+    return fit(untrained, splits.train, splits.validation, Training(epochs=5), seed=0, report=silent).model
 
 
 @pytest.fixture(scope="session")
@@ -40,4 +40,4 @@ def artifact(reference: TorchModel) -> OnnxModel:
 
 @pytest.fixture(scope="session")
 def context(splits: Splits, reference: TorchModel) -> PassContext:
-    return PassContext(splits, reference, small_net, Training(epochs=4), 0, silent)
+    return PassContext(splits, reference, {"small": small_net}, Training(epochs=4), 0, silent)

@@ -18,7 +18,7 @@ from tests.compression.small_digits import DIGITS
 
 
 def distillation(**settings: object) -> Distillation:
-    return Distillation(DistillationSettings.model_validate({"epochs": 3, **settings}))
+    return Distillation(DistillationSettings.model_validate({"student": "small", "epochs": 3, **settings}))
 
 
 def test_a_fresh_student_learns_from_the_teacher(
@@ -57,9 +57,8 @@ def test_a_student_that_learned_nothing_breaks_the_promise(
     reference: TorchModel, context: PassContext
 ) -> None:
     distill = distillation()
-    assert context.student is not None
     with seeded(context.seed):
-        untaught = TorchModel(context.student(), DIGITS)
+        untaught = TorchModel(context.students["small"](), DIGITS)
     with pytest.raises(BrokenPromiseError, match="weights did not change"):
         distill.ensures(reference, untaught, context)
     with torch.no_grad():
@@ -74,8 +73,8 @@ def test_it_is_refused_without_a_teacher_a_student_or_an_imitation(
 ) -> None:
     with pytest.raises(PassRefusedError, match="no reference"):
         distillation().requires(reference, replace(context, reference=None))
-    with pytest.raises(PassRefusedError, match="makes no student"):
-        distillation().requires(reference, replace(context, student=None))
+    with pytest.raises(PassRefusedError, match='has no student "large"'):
+        distillation(student="large").requires(reference, context)
     with pytest.raises(PassRefusedError, match="cannot be imitated"):
         distillation().requires(reference, replace(context, training=Training(loss="triplet")))
     with pytest.raises(PassRefusedError, match="prune first"):
@@ -99,7 +98,7 @@ def test_a_regressor_imitates_outputs(splits: Splits, context: PassContext) -> N
     task = replace(
         context,
         reference=teacher,
-        student=lambda: nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)),
+        students={"small": lambda: nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))},
         training=Training(loss="mse", learning_rate=1e-2),
         splits=replace(
             splits,

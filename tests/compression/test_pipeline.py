@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,14 +14,13 @@ from compression.base import (
     PassRefusedError,
     Settings,
 )
+from compression.checkpoint import Checkpoints
 from compression.inspection import parameters, quantized_operators
 from compression.model import Form, OnnxModel, TorchModel
 from compression.pipeline import (
     Compressed,
-    MemoryCache,
     RecipeError,
     RecipeRefusedError,
-    Stage,
     check,
     compress,
     pass_versions,
@@ -28,7 +28,7 @@ from compression.pipeline import (
 from compression.pruning import StructuredPruning
 from compression.recipe import Recipe, Step, step
 from compression.registry import StepError, make_pass
-from tests.compression.small_digits import accuracy, digits_net, silent
+from tests.compression.small_digits import accuracy, digits_net
 
 PRUNE = step("prune-structured", epochs=1)
 TEACH = step("distill", student="current", epochs=2)
@@ -61,28 +61,9 @@ class Crashing(Pass[Settings, OnnxModel, OnnxModel]):
         return {}
 
 
-class CountingCache(MemoryCache):
-    """Remembers which stages were found."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Stage] = []
-
-    def get(self, key: str) -> Stage | None:
-        stage = super().get(key)
-        if stage is not None:
-            self.found.append(stage)
-        return stage
-
-
 @pytest.fixture(scope="module")
-def cache() -> CountingCache:
-    return CountingCache()
-
-
-@pytest.fixture(scope="module")
-def pruned(cache: CountingCache, reference: TorchModel, context: PassContext) -> Compressed:
-    return compress(recipe(PRUNE), reference, context, cache=cache)
+def pruned(reference: TorchModel, context: PassContext) -> Compressed:
+    return compress(recipe(PRUNE), reference, context)
 
 
 def test_no_steps_is_the_export(reference: TorchModel, artifact: OnnxModel, context: PassContext) -> None:
@@ -97,7 +78,7 @@ def test_prune_teach_quantize_compose_in_order(
 ) -> None:
     made = compress(recipe(PRUNE, TEACH, step("int8-static")), reference, context)
     assert [entry["pass"] for entry in made.facts] == ["prune-structured", "distill", "int8-static"]
-    assert all(entry.keys() == {"pass", "version", "settings", "facts"} for entry in made.facts)
+    assert all(entry.keys() == {"pass", "version", "settings", "facts", "curves"} for entry in made.facts)
     assert parameters(made.artifact) < 0.35 * parameters(artifact)
     assert quantized_operators(made.artifact) == {"Conv": 3, "Gemm": 2}
     assert accuracy(made.artifact, context.splits.test) > 0.9
@@ -184,35 +165,34 @@ def test_a_refusal_stays_a_refusal(artifact: OnnxModel, context: PassContext) ->
 def test_a_step_that_a_later_one_undoes_is_caught_on_the_finished_artifact(
     reference: TorchModel, context: PassContext
 ) -> None:
-    nearly = replace(context, student=lambda: digits_net((16, 32, 56), 32))
-    steps = (PRUNE, step("distill", student="factory", epochs=2))
+    nearly = replace(context, students={"wide": lambda: digits_net((16, 32, 56), 32)})
+    steps = (PRUNE, step("distill", student="wide", epochs=2))
     with pytest.raises(RecipeError, match="prune-structured does not hold on the finished artifact"):
         compress(recipe(*steps), reference, nearly)
 
 
-def test_recipes_that_begin_alike_share_their_beginning(
-    pruned: Compressed, cache: CountingCache, reference: TorchModel, context: PassContext
+def test_recipes_that_begin_alike_train_their_beginning_once(
+    pruned: Compressed, reference: TorchModel, context: PassContext, tmp_path: Path
 ) -> None:
-    assert cache.found == []
-    longer = compress(recipe(PRUNE, step("int8-static")), reference, context, cache=cache)
-    assert [stage.model for stage in cache.found] == [pruned.torch_model]
-    assert longer.facts[0] == pruned.facts[0]
-    assert longer.torch_model is pruned.torch_model
+    remembering = replace(context, checkpoints=Checkpoints(tmp_path))
+    first = compress(recipe(PRUNE), reference, remembering)
+    longer = compress(recipe(PRUNE, step("int8-static")), reference, remembering)
+    assert longer.facts[0] == first.facts[0]  # the seconds of its curve included: it was not trained again
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert longer.torch_model is not None
+    assert pruned.torch_model is not None
+    assert longer.torch_model.weights_digest() == pruned.torch_model.weights_digest()
 
 
-def test_another_seed_or_other_data_or_settings_share_nothing(
-    artifact: OnnxModel, context: PassContext
+def test_another_seed_other_data_or_settings_train_anew(
+    reference: TorchModel, context: PassContext, tmp_path: Path
 ) -> None:
-    cache = CountingCache()
-    static = step("int8-static")
-    compress(recipe(static), artifact, context, cache=cache)
-    compress(recipe(static), artifact, replace(context, seed=1), cache=cache)
-    compress(recipe(step("int8-static", rows=64)), artifact, context, cache=cache)
+    remembering = replace(context, checkpoints=Checkpoints(tmp_path))
     shorter = replace(context.splits, test=context.splits.test.take(slice(0, 50)))
-    compress(recipe(static), artifact, replace(context, splits=shorter), cache=cache)
-    assert cache.found == []
-    compress(recipe(static), artifact, replace(context, report=silent), cache=cache)
-    assert len(cache.found) == 1
+    for changed in (remembering, replace(remembering, seed=1), replace(remembering, splits=shorter)):
+        compress(recipe(PRUNE), reference, changed)
+    compress(recipe(step("prune-structured", epochs=2)), reference, remembering)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
 def test_versions_name_each_pass_once() -> None:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from compression.checkpoint import Checkpoint
 from compression.data import Split, Splits
+from compression.losses import TrainingError
 from compression.model import TorchModel
 from compression.signature import Signature, TensorSpec
-from compression.training import Training, TrainingError, fit, predict, seeded
+from compression.training import Training, fit, predict, seeded
 from tests.compression.small_digits import DIGITS, digits_net, silent
 
 QUICK = Training(epochs=2)
@@ -22,7 +25,7 @@ def fresh() -> TorchModel:
 
 
 def trained(splits: Splits, training: Training = QUICK, seed: int = 0) -> TorchModel:
-    return fit(fresh(), splits.train, splits.validation, training, seed=seed, report=silent)
+    return fit(fresh(), splits.train, splits.validation, training, seed=seed, report=silent).model
 
 
 def test_the_reference_learns(reference: TorchModel, splits: Splits) -> None:
@@ -50,7 +53,7 @@ def test_the_best_epoch_is_kept_not_the_last(splits: Splits) -> None:
         losses.append(float(phrase.rsplit(" ", 1)[1]))
 
     wild = Training(epochs=6, learning_rate=0.05)
-    model = fit(fresh(), splits.train, splits.validation, wild, seed=3, report=listen)
+    model = fit(fresh(), splits.train, splits.validation, wild, seed=3, report=listen).model
     logits = torch.from_numpy(predict(model, splits.validation)[0])
     kept = nn.functional.cross_entropy(logits, torch.from_numpy(splits.validation.labels))
     assert float(kept) == pytest.approx(min(losses), abs=1e-4)
@@ -95,7 +98,7 @@ def test_a_regression_is_trained_on_squared_error() -> None:
     with seeded(0):
         model = TorchModel(nn.Linear(3, 1), Signature((x,), (y,)))
     training = Training(loss="mse", epochs=40, learning_rate=0.1, weight_decay=0.0)
-    model = fit(model, split, split, training, seed=0, report=silent)
+    model = fit(model, split, split, training, seed=0, report=silent).model
     assert np.abs(predict(model, split)[0][:, 0] - split.labels).max() < 0.1
 
 
@@ -119,3 +122,68 @@ def test_a_loss_that_explodes_is_an_error(splits: Splits) -> None:
     poisoned = Split({"image": np.full((64, 64), np.nan, np.float32)}, np.zeros(64, np.int64))
     with pytest.raises(TrainingError, match="validation loss is nan"):
         fit(fresh(), poisoned, splits.validation, QUICK, seed=0, report=silent)
+
+
+class Interrupted(Exception):
+    """The power is cut."""
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(splits: Splits, tmp_path: Path) -> None:
+    training = Training(epochs=4, optimizer="sgd", learning_rate=0.05, clip=1.0)
+    whole = fit(fresh(), splits.train, splits.validation, training, seed=0, report=silent)
+
+    def cut(phrase: str, fraction: float) -> None:
+        if fraction == 0.5:
+            raise Interrupted
+
+    checkpoint = Checkpoint(tmp_path / "cut.safetensors")
+    with pytest.raises(Interrupted):
+        fit(
+            fresh(),
+            splits.train,
+            splits.validation,
+            training,
+            seed=0,
+            report=cut,
+            checkpoint=checkpoint,
+        )
+    epochs: list[float] = []
+    resumed = fit(
+        fresh(),
+        splits.train,
+        splits.validation,
+        training,
+        seed=0,
+        report=lambda _, fraction: epochs.append(fraction),
+        checkpoint=checkpoint,
+    )
+    assert epochs == [0.75, 1.0]
+    assert len(resumed.curve) == 4
+    assert resumed.model.weights_digest() == whole.model.weights_digest()
+
+
+def test_a_checkpoint_that_is_cut_off_starts_again(splits: Splits, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "broken.safetensors")
+    fit(fresh(), splits.train, splits.validation, QUICK, seed=0, report=silent, checkpoint=checkpoint)
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:5000])
+    assert checkpoint.load() is None
+    again = fit(fresh(), splits.train, splits.validation, QUICK, seed=0, report=silent, checkpoint=checkpoint)
+    assert again.model.weights_digest() == trained(splits).weights_digest()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (Training(optimizer="lion"), "Use adamw or sgd"),
+        (Training(augmentation="mixup"), "Use one of crop-flip"),
+        (Training(loss="mse", label_smoothing=0.1), "no labels to smooth"),
+    ],
+)
+def test_what_does_not_exist_is_refused(splits: Splits, wrong: Training, says: str) -> None:
+    with pytest.raises(TrainingError, match=says):
+        trained(splits, wrong)
+
+
+def test_only_what_was_chosen_identifies_a_training() -> None:
+    assert Training().chosen() == {}
+    assert Training(epochs=3, clip=1.0).chosen() == {"epochs": 3, "clip": 1.0}

@@ -87,7 +87,7 @@ SPEC = ModelSpec(
     name="digits",
     description="Handwritten digits, 8x8 pixels (UCI, by way of scikit-learn)",
     factory=_teacher,
-    student=_student,
+    students={"narrow": _student},
     signature=Signature(
         inputs=(TensorSpec("image", "float32", ("batch", _SIDE * _SIDE)),),
         outputs=(TensorSpec("logits", "float32", ("batch", _CLASSES)),),
@@ -106,7 +106,10 @@ SPEC = ModelSpec(
         Recipe(name="int8-dynamic", steps=(step("int8-dynamic"),)),
         Recipe(name="int8-static", steps=(step("int8-static"),)),
         Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5, epochs=20),)),
-        Recipe(name="distilled", steps=(step("distill", temperature=4.0, alpha=0.7, epochs=40),)),
+        Recipe(
+            name="distilled",
+            steps=(step("distill", student="narrow", temperature=4.0, alpha=0.7, epochs=40),),
+        ),
         Recipe(
             name="pruned-distilled-int8",
             steps=(

@@ -1,0 +1,77 @@
+"""What a model minimizes: named losses against labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+from torch.nn import functional
+
+Outputs = tuple[Tensor, ...]
+
+
+class TrainingError(ValueError):
+    """A model cannot be trained as asked; the message says why."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss sees beside the model's outputs.
+
+    Attributes:
+        rows: Which rows of the split these are, of shape `(batch,)`.
+        inputs: The inputs in signature order, each `(batch, ...)`, augmented in training.
+        labels: The labels `(batch, ...)`, or None when the split has none.
+    """
+
+    rows: Tensor
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+
+
+Loss = Callable[[Outputs, Batch], Tensor]
+
+
+def cross_entropy(outputs: Outputs, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy of the first output's logits `(batch, classes)` against class numbers."""
+    return functional.cross_entropy(outputs[0].float(), labels_of(batch).long(), label_smoothing=smoothing)
+
+
+def mse(outputs: Outputs, batch: Batch) -> Tensor:
+    """Mean squared error of the first output against labels of as many values."""
+    values = outputs[0].float()
+    return functional.mse_loss(values, labels_of(batch).float().reshape(values.shape))
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+}
+
+
+def labelled_loss(name: str, smoothing: float = 0.0) -> Loss:
+    """The loss of that name, for cross entropy with smoothed labels.
+
+    Raises:
+        TrainingError: There is none, or it has no labels that could be smoothed.
+    """
+    if name not in LOSSES:
+        raise TrainingError(f'unknown loss "{name}". Use one of {", ".join(sorted(LOSSES))}.')
+    if not smoothing:
+        return LOSSES[name]
+    if name != "cross_entropy":
+        raise TrainingError(f"{name} has no labels to smooth. Set label_smoothing to 0.")
+    return partial(cross_entropy, smoothing=smoothing)
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The batch's labels.
+
+    Raises:
+        TrainingError: The split has none.
+    """
+    if batch.labels is None:
+        raise TrainingError("this loss needs labels and the split has none. Give the split labels.")
+    return batch.labels
