@@ -35,8 +35,26 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return moved if last else moved.permute(0, 3, 1, 2)
 
 
+def crop_flip_cutout(images: Tensor, generator: torch.Generator) -> Tensor:
+    """As `crop_flip`, and paints a square of a quarter of the side over each image in its mean colour.
+
+    DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout".
+    """
+    last = channels_last(images)
+    moved = crop_flip(images, generator)
+    pixels = moved if last else moved.permute(0, 2, 3, 1)
+    count, height, width = pixels.shape[:3]
+    hidden = (
+        _band(count, height, generator)[:, :, None, None] & _band(count, width, generator)[:, None, :, None]
+    )
+    mean = pixels.float().mean(dim=(1, 2), keepdim=True).to(pixels.dtype)
+    painted = torch.where(hidden, mean, pixels)
+    return painted if last else painted.permute(0, 3, 1, 2)
+
+
 AUGMENTATIONS: dict[str, Augmentation] = {
     "crop-flip": crop_flip,
+    "crop-flip-cutout": crop_flip_cutout,
 }
 
 
@@ -59,6 +77,12 @@ def shrink(images: Tensor, share: float) -> Tensor:
         small = small.round()
     small = small.to(images.dtype)
     return small.permute(0, 2, 3, 1) if last else small
+
+
+def _band(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Which indices `(count, side)` of an axis lie in a band of a quarter of it, centred anywhere."""
+    centres = torch.randint(side, (count, 1), generator=generator)
+    return (torch.arange(side)[None, :] - centres).abs() <= side // 8
 
 
 def _shifted(count: int, side: int, generator: torch.Generator) -> Tensor:

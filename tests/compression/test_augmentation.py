@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compression.augmentation import crop_flip, shrink
+from compression.augmentation import crop_flip, crop_flip_cutout, shrink
 
 
 def images(last: bool) -> Tensor:
@@ -36,3 +36,15 @@ def test_shrink_averages(last: bool) -> None:
     assert small.dtype == torch.uint8
     even = torch.full((1, 16, 16, 3), 7, dtype=torch.uint8)
     assert shrink(even, 0.5).unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_cutout_paints_a_square_in_the_mean_colour(last: bool) -> None:
+    dark = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+    dark[:, :, :8] = 250
+    given = dark if last else dark.permute(0, 3, 1, 2)
+    painted = crop_flip_cutout(given, torch.Generator().manual_seed(0))
+    assert painted.shape == given.shape
+    seen = painted if last else painted.permute(0, 2, 3, 1)
+    grey = ((seen > 0) & (seen < 250)).all(-1)
+    assert 4 <= int(grey.sum()) <= 25

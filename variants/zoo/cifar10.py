@@ -88,7 +88,7 @@ def _convolution(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 def _teacher() -> nn.Module:
-    return ResNet9(width=32)
+    return ResNet9(width=40)
 
 
 def _narrow() -> nn.Module:
@@ -156,7 +156,7 @@ SPEC = ModelSpec(
         weight_decay=5e-4,
         batch_size=256,
         label_smoothing=0.1,
-        augmentation="crop-flip",
+        augmentation="crop-flip-cutout",
         small_images=0.6,
         autocast=True,
     ),
