@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,6 +14,7 @@ from torch import nn
 from compression.checkpoint import Checkpoints
 from compression.data import Splits
 from compression.model import Form, OnnxModel, TorchModel
+from compression.signature import Array
 from compression.training import VERSION as TRAINING_VERSION
 from compression.training import Epoch, Objective, Training, fit, labels_objective
 from compression.training import Report as Report
@@ -40,6 +41,19 @@ class Settings(BaseModel):
 
 
 @dataclass(frozen=True)
+class Quality:
+    """The model's own metric, for passes that must keep some of it.
+
+    Attributes:
+        value: The metric of outputs, in signature order, against labels.
+        ratio: One value over another, inverted where lower is better: more is always better.
+    """
+
+    value: Callable[[Sequence[Array], Array], float]
+    ratio: Callable[[float, float], float]
+
+
+@dataclass(frozen=True)
 class PassContext:
     """What passes may use beside the model.
 
@@ -54,6 +68,7 @@ class PassContext:
         checkpoints: Where trainings are kept, so that an interrupted one goes on and one that another recipe
             went through before is not repeated; None to keep none.
         curves: Training curves of the running step are appended here.
+        quality: The model's metric; None where nothing says how good an answer is.
     """
 
     splits: Splits
@@ -64,6 +79,7 @@ class PassContext:
     report: Report
     checkpoints: Checkpoints | None = None
     curves: list[tuple[Epoch, ...]] = field(default_factory=list)
+    quality: Quality | None = None
 
     def fit(
         self,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from compression.base import CompressionError, PassContext, PassRefusedError
+from compression.base import CompressionError, PassContext, PassRefusedError, Quality
 from compression.checkpoint import Checkpoints
 from compression.data import Split, Splits
 from compression.inspection import count
@@ -28,6 +28,7 @@ from variants.home import subfolder
 from variants.host import installed_version, this_host
 from variants.parity import ParityError, verify
 from variants.profiling import predict
+from variants.quality import METRICS
 from variants.reference import reference_model
 from variants.runtime import open_session, reference_runtime
 from variants.samples import write_golden, write_split
@@ -41,7 +42,7 @@ _GOLDEN_ROWS = 16
 _PARITY_ROWS = 64
 
 # Libraries whose version can change an artifact.
-_SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning")
+_SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "optuna", "torch-pruning")
 
 
 def prepare(job: Job) -> Prepared:
@@ -75,6 +76,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
         spec.seed,
         report_to_parent,
         Checkpoints(subfolder("checkpoints")),
+        quality=_quality(spec),
     )
     try:
         compressed = compress(recipe, reference, context)
@@ -94,6 +96,15 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     _write_golden(job.folder, splits)
     return Outcome(
         scorecard=_score(path, compressed, splits.calibration, parity, time.perf_counter() - started)
+    )
+
+
+def _quality(spec: ModelSpec) -> Quality:
+    """The spec's metric over outputs in signature order."""
+    metric, names = METRICS[spec.metric], [output.name for output in spec.signature.outputs]
+    return Quality(
+        lambda outputs, labels: metric.of(dict(zip(names, outputs, strict=True)), labels),
+        lambda value, reference: float(metric.ratio(value, reference)),
     )
 
 

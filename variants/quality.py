@@ -44,6 +44,10 @@ class Metric:
     value: Callable[[Floats], Floats]
     is_proportion: bool = False
 
+    def of(self, outputs: Outputs, labels: Array) -> float:
+        """The metric of all rows together."""
+        return float(self.value(self.rows(outputs, labels).mean(axis=0)))
+
     def ratio(self, value: Floats | float, reference: Floats | float) -> Floats:
         """Quality over the reference's, inverted where lower is better, so that more is always better.
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from compression.base import PassContext
+from compression.base import PassContext, Quality
 from compression.data import Split, Splits
 from compression.export import export
 from compression.model import OnnxModel, TorchModel
@@ -40,4 +40,10 @@ def artifact(reference: TorchModel) -> OnnxModel:
 
 @pytest.fixture(scope="session")
 def context(splits: Splits, reference: TorchModel) -> PassContext:
-    return PassContext(splits, reference, {"small": small_net}, Training(epochs=4), 0, silent)
+    quality = Quality(
+        lambda outputs, labels: float((outputs[0].argmax(-1) == labels).mean()),
+        lambda value, reference: value / reference,
+    )
+    return PassContext(
+        splits, reference, {"small": small_net}, Training(epochs=4), 0, silent, quality=quality
+    )

@@ -25,7 +25,7 @@ _PACKAGES = {
         "uvloop",
         "httptools",
     ),
-    "build": ("torch", "torch-pruning", "onnx", "onnxscript", "safetensors", "scikit-learn"),
+    "build": ("torch", "torch-pruning", "optuna", "onnx", "onnxscript", "safetensors", "scikit-learn"),
     "loadtest": ("locust", "matplotlib"),
 }
 
