@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -14,16 +15,27 @@ from torch.nn import functional
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.data import Split
 from compression.inspection import parameters
-from compression.losses import Batch, Loss, Outputs, labelled_loss
+from compression.losses import Batch, Loss, Outputs
 from compression.model import Form, OnnxModel, TorchModel
 from compression.signature import Array
-from compression.training import Objective, predict, seeded
+from compression.training import (
+    Autocast,
+    Objective,
+    Training,
+    labels_objective,
+    lay_out,
+    outputs_of,
+    predict,
+    seeded,
+)
 
 # The student that is the model that came in.
 CURRENT = "current"
 
 # How far the student is from the teacher: (student's outputs, teacher's outputs, temperature) -> scalar.
 Imitation = Callable[[Outputs, Outputs, float], Tensor]
+# What a teacher says to a batch.
+Answers = Callable[[Batch], Outputs]
 
 
 class DistillationSettings(Settings):
@@ -75,6 +87,103 @@ IMITATIONS: dict[str, Imitation] = {
 }
 
 
+def teacher_objective(context: PassContext, temperature: float = 4.0, alpha: float = 0.7) -> Objective:
+    """What a student of the reference minimizes: the teacher's softened answers beside the labels.
+
+    For `PassContext.fit`. The teacher answers each split once, when it is first asked; where training rows
+    are augmented or shrunk, it answers every batch as the student sees it (Beyer et al. 2022, "Knowledge
+    Distillation: A Good Teacher Is Patient and Consistent").
+
+    Args:
+        context: Holds the teacher as `reference`, and the training whose loss says how it is imitated.
+        temperature: Softens teacher and student alike.
+        alpha: Weight of the teacher; the labels weigh `1 - alpha`. 0 asks the teacher nothing. Without labels
+            only the teacher counts.
+
+    Raises:
+        PassRefusedError: There is no reference, or nothing says how its answers are imitated.
+    """
+    training, splits = context.training, context.splits
+    labelled = labels_objective(training)
+    if alpha == 0.0:
+        return labelled
+    teacher, imitation = teacher_of(context), imitation_of(training)
+
+    def blend(answers: Answers, against_labels: Loss, weight: float) -> Loss:
+        def loss(outputs: Outputs, batch: Batch) -> Tensor:
+            soft = weight * imitation(outputs, answers(batch), temperature)
+            return soft if weight == 1.0 else soft + (1.0 - weight) * against_labels(outputs, batch)
+
+        return loss
+
+    changing = training.augmentation is not None or training.small_images > 0
+    answers = _Watching(teacher, training) if changing else _Remembering(teacher, splits.train)
+    return Objective(
+        blend(answers, labelled.train, 1.0 if splits.train.labels is None else alpha),
+        blend(
+            _Remembering(teacher, splits.validation),
+            labelled.validation,
+            1.0 if splits.validation.labels is None else alpha,
+        ),
+        f"soft {[teacher.weights_digest(), temperature, alpha]} beside {labelled.key}",
+    )
+
+
+def teacher_of(context: PassContext) -> TorchModel:
+    """The reference, as what a student learns from.
+
+    Raises:
+        PassRefusedError: There is none.
+    """
+    if context.reference is None:
+        raise PassRefusedError("there is no reference to learn from. Register the model as a module.")
+    return context.reference
+
+
+def imitation_of(training: Training) -> Imitation:
+    """How a model trained this way is imitated.
+
+    Raises:
+        PassRefusedError: Its loss has no imitation.
+    """
+    if training.loss not in IMITATIONS:
+        raise PassRefusedError(
+            f'a model trained on "{training.loss}" cannot be imitated. '
+            f"Losses with an imitation: {', '.join(sorted(IMITATIONS))}."
+        )
+    return IMITATIONS[training.loss]
+
+
+class _Remembering:
+    """A teacher that answers every row of a split once and is looked up from then on."""
+
+    def __init__(self, teacher: TorchModel, split: Split) -> None:
+        self.teacher = teacher
+        self.split = split
+        self.answers: Outputs | None = None
+
+    def __call__(self, batch: Batch) -> Outputs:
+        if self.answers is None:
+            device = batch.inputs[0].device
+            answers = predict(self.teacher, self.split)
+            self.answers = tuple(torch.from_numpy(answer).to(device) for answer in answers)
+        return tuple(answer[batch.rows] for answer in self.answers)
+
+
+class _Watching:
+    """A teacher that answers each batch as the student sees it."""
+
+    def __init__(self, teacher: TorchModel, training: Training) -> None:
+        self.module = copy.deepcopy(teacher.module).eval()
+        self.autocast = Autocast(self.module, training.autocast)
+        if self.autocast.enabled:
+            lay_out(self.module, torch.channels_last)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        with torch.no_grad(), self.autocast.context():
+            return tuple(answer.float() for answer in outputs_of(self.module, batch.inputs))
+
+
 class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     """Trains a student on the reference's soft targets.
 
@@ -83,26 +192,21 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     """
 
     name: ClassVar[str] = "distill"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = DistillationSettings
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are a teacher, a student and a loss that says how one imitates the other."""
-        if context.reference is None:
-            raise PassRefusedError("there is no reference to learn from. Register the model as a module.")
+        teacher_of(context)
         if self.settings.student not in (CURRENT, *context.students):
             known = ", ".join((CURRENT, *context.students))
             raise PassRefusedError(
                 f'the spec has no student "{self.settings.student}". There are {known}; add one to students.'
             )
-        if context.training.loss not in IMITATIONS:
-            raise PassRefusedError(
-                f'a model trained on "{context.training.loss}" cannot be imitated. '
-                f"Losses with an imitation: {', '.join(sorted(IMITATIONS))}."
-            )
-        student, teacher = _size(self._student(model, context)), _size(context.reference)
+        imitation_of(context.training)
+        student, teacher = _size(self._student(model, context)), _size(teacher_of(context))
         if student >= teacher:
             raise PassRefusedError(
                 f"the student has {student} parameters, its teacher {teacher}. Use a smaller student, or "
@@ -111,20 +215,14 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the student after its best epoch."""
-        settings, splits = self.settings, context.splits
+        settings = self.settings
         further = settings.student == CURRENT
         usual_rate = context.training.learning_rate / 3 if further else context.training.learning_rate
-        facts = [_teacher(context).weights_digest(), settings.temperature, settings.alpha]
-        objective = Objective(
-            self._objective(context, splits.train),
-            self._objective(context, splits.validation),
-            f"soft {facts}",
-        )
         return context.fit(
             self._student(model, context),
             epochs=settings.epochs,
             learning_rate=settings.learning_rate or usual_rate,
-            objective=objective,
+            objective=teacher_objective(context, settings.temperature, settings.alpha),
             from_scratch=not further,
         )
 
@@ -134,22 +232,9 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
         with seeded(context.seed):
             return TorchModel(context.students[self.settings.student](), model.signature)
 
-    def _objective(self, context: PassContext, split: Split) -> Loss:
-        """The loss on one split, the teacher's answers to it computed once."""
-        alpha = self.settings.alpha if split.labels is not None else 1.0
-        imitation, against_labels = IMITATIONS[context.training.loss], labelled_loss(context.training.loss)
-        answers = [torch.from_numpy(answer) for answer in predict(_teacher(context), split)]
-
-        def loss(outputs: Outputs, batch: Batch) -> Tensor:
-            teacher = tuple(answer[batch.rows].to(outputs[0].device) for answer in answers)
-            soft = alpha * imitation(outputs, teacher, self.settings.temperature)
-            return soft if alpha == 1.0 else soft + (1.0 - alpha) * against_labels(outputs, batch)
-
-        return loss
-
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
         """Checks that the student is smaller than its teacher, changed, and learned from it."""
-        teacher = _teacher(context)
+        teacher = teacher_of(context)
         if _size(after) >= _size(teacher):
             raise BrokenPromiseError(
                 f"the student has {_size(after)} parameters, its teacher {_size(teacher)}. "
@@ -201,9 +286,3 @@ _AGREEMENTS: dict[str, Callable[[list[Array], list[Array]], tuple[float, float]]
 
 def _size(model: TorchModel) -> int:
     return sum(parameter.numel() for parameter in model.module.parameters())
-
-
-def _teacher(context: PassContext) -> TorchModel:
-    if context.reference is None:
-        raise PassRefusedError("there is no reference to learn from. Register the model as a module.")
-    return context.reference

@@ -166,7 +166,7 @@ def fit(
             phrase = f"epoch {number + 1}/{training.epochs}, validation loss {loss:.4f}"
             report(phrase, (number + 1) / training.epochs)
     module.load_state_dict(learner.best_state)
-    _lay_out(module, torch.contiguous_format)
+    lay_out(module, torch.contiguous_format)
     return Fitted(TorchModel(module.eval(), model.signature), tuple(learner.curve))
 
 
@@ -184,7 +184,7 @@ def predict(model: TorchModel, split: Split) -> list[Array]:
     module.eval()
     rows = _Rows(model.signature, split, module)
     with torch.inference_mode():
-        batches = [_outputs(module, batch.inputs) for batch in rows.in_order(PREDICT_BATCH)]
+        batches = [outputs_of(module, batch.inputs) for batch in rows.in_order(PREDICT_BATCH)]
     module.train(was_training)
     return [
         np.concatenate(
@@ -249,7 +249,7 @@ class _Learner:
             )
         self.autocast = Autocast(module, training.autocast)
         if self.autocast.enabled:
-            _lay_out(module, torch.channels_last)  # three times as fast for bfloat16 convolutions
+            lay_out(module, torch.channels_last)  # three times as fast for bfloat16 convolutions
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = _optimizer(module, training)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -321,7 +321,7 @@ class _Learner:
         for plain in self.rows.shuffled(self.training.batch_size, self.generator):
             batch = self._augmented(plain)
             with self.autocast.context():
-                outputs = _outputs(self.module, batch.inputs)
+                outputs = outputs_of(self.module, batch.inputs)
             loss = self.objective.train(outputs, batch)
             self.optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -340,7 +340,7 @@ class _Learner:
         with torch.no_grad():
             for batch in rows.in_order(PREDICT_BATCH):
                 with self.autocast.context():
-                    outputs = _outputs(self.module, batch.inputs)
+                    outputs = outputs_of(self.module, batch.inputs)
                 total += float(self.objective.validation(outputs, batch)) * len(batch.rows)
         return total / rows.count
 
@@ -386,10 +386,12 @@ def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
     raise TrainingError(f'unknown optimizer "{training.optimizer}". Use adamw or sgd.')
 
 
-def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+def lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lays a module's four-dimensional weights out in memory as told, in place."""
     module.to(memory_format=memory_format)  # type: ignore[call-overload]  # missing from torch's stubs
 
 
-def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:
+def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:
+    """What a module returns for its inputs in signature order, a single tensor as one of a tuple."""
     given = module(*inputs)
     return (given,) if isinstance(given, Tensor) else tuple(given)

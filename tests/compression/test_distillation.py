@@ -9,12 +9,25 @@ from torch import nn
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.data import Split, Splits
-from compression.distillation import Distillation, DistillationSettings, soft_cross_entropy
+from compression.distillation import (
+    Distillation,
+    DistillationSettings,
+    soft_cross_entropy,
+    teacher_objective,
+)
 from compression.export import export
+from compression.losses import Batch
 from compression.model import OnnxModel, TorchModel
 from compression.pruning import StructuredPruning, StructuredPruningSettings
+from compression.signature import Signature, TensorSpec
 from compression.training import Training, predict, seeded
 from tests.compression.small_digits import DIGITS
+
+IMAGES = Signature((TensorSpec("image", "float32", ("batch", 8, 8, 1)),), DIGITS.outputs)
+
+
+def as_images(split: Split) -> Split:
+    return replace(split, inputs={"image": split.inputs["image"].reshape(-1, 8, 8, 1)})
 
 
 def distillation(**settings: object) -> Distillation:
@@ -110,3 +123,24 @@ def test_a_regressor_imitates_outputs(splits: Splits, context: PassContext) -> N
     facts = distill.ensures(teacher, distill.run(teacher, task), task)
     assert facts["agreement"] > 0.5
     assert np.isclose(facts["chance"], 0.0)
+
+
+def test_the_teacher_sees_what_the_student_sees(reference: TorchModel, context: PassContext) -> None:
+    images = replace(reference, module=nn.Sequential(nn.Flatten(), reference.module), signature=IMAGES)
+    splits = Splits(**{name: as_images(split) for name, split in context.splits.items()})
+    augmented = Training(augmentation="crop-flip")
+    task = replace(context, reference=images, splits=splits, training=augmented)
+    rows = torch.arange(4)
+    shown = torch.from_numpy(splits.train.inputs["image"][rows].copy()).flip(2)
+    batch = Batch(rows, (shown,), None)
+    for training, own in ((augmented, shown), (Training(), shown.flip(2))):
+        objective = teacher_objective(replace(task, training=training), alpha=1.0)
+        with torch.no_grad():
+            answers = images.module.eval()(own)
+        assert float(objective.train((answers,), batch)) == pytest.approx(0.0, abs=1e-5)
+        assert float(objective.train((answers.flip(0),), batch)) > 0.1
+
+
+def test_a_teacher_without_weight_is_not_asked(context: PassContext) -> None:
+    objective = teacher_objective(replace(context, reference=None), alpha=0.0)
+    assert objective.key == context.training.loss
