@@ -82,11 +82,13 @@ class Objective:
         train: A scalar mean over the batch, of rows of the training split.
         validation: The same for rows of the validation split.
         key: Tells this objective from others: equal keys minimize the same on the same data.
+        penalty: Of the module itself, added to the training loss, such as a norm of some of its weights.
     """
 
     train: Loss
     validation: Loss
     key: str
+    penalty: Callable[[nn.Module], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -323,6 +325,8 @@ class _Learner:
             with self.autocast.context():
                 outputs = outputs_of(self.module, batch.inputs)
             loss = self.objective.train(outputs, batch)
+            if self.objective.penalty is not None:
+                loss = loss + self.objective.penalty(self.module)
             self.optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if self.training.clip is not None:
