@@ -190,10 +190,7 @@ def predict(model: TorchModel, split: Split) -> list[Array]:
     module.train(was_training)
     return [
         np.concatenate(
-            [
-                output.float().cpu().numpy() if output.is_floating_point() else output.cpu().numpy()
-                for output in column
-            ]
+            [(output.float() if output.is_floating_point() else output).cpu().numpy() for output in column]
         )
         for column in zip(*batches, strict=True)
     ]
