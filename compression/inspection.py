@@ -1,6 +1,6 @@
 """What is inside an ONNX artifact: parameters, operations and number formats, counted on the graph itself.
 
-Works on plain, float16, QDQ, QLinear and dynamically quantized graphs.
+Works on plain, float16, QDQ, QLinear and dynamically quantized graphs, and on weights stored as codes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from compression.base import CompressionError
+from compression.codebook import expanded, stored_codes
 from compression.model import OnnxModel
 from compression.signature import Array
 
@@ -106,11 +107,17 @@ def nonzero_parameters(model: OnnxModel) -> int:
 
 
 def weights_by_dtype(model: OnnxModel) -> dict[str, int]:
-    """How many weights are stored in each number format, such as `{"int8": 126000, "float32": 10}`."""
+    """How many weights are stored in each number format, such as `{"int8": 126000, "float32": 10}`.
+
+    Codes that point into a codebook count by their length in bits, as `codes4`.
+    """
     count: Counter[str] = Counter()
     for array, _ in _weights(model):
         count[array.dtype.name] += array.size
-    return dict(count)
+    for codes in stored_codes(model).values():
+        count["float32"] -= codes.indices.size  # what it expands to
+        count[f"codes{codes.width}"] += codes.indices.size
+    return {dtype: weights for dtype, weights in count.items() if weights}
 
 
 def heavy_operators(model: OnnxModel) -> dict[str, int]:
@@ -144,7 +151,7 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[ir.Node]:
 
 def _weights(model: OnnxModel) -> Iterator[tuple[Array, Array | int]]:
     """Every stored weight with the value that means zero, of a shape that broadcasts to it."""
-    for value in _constants(ir.from_proto(model.proto)):
+    for value in _constants(ir.from_proto(expanded(model).proto)):
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING:
             continue

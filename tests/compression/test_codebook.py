@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compression.base import PassContext
 from compression.codebook import CodebookError, Codes, expanded, packed, store_as_codes, stored_codes
 from compression.inference import infer
+from compression.inspection import flops, parameters, weights_by_dtype
 from compression.model import OnnxModel
 from compression.signature import Array
 
@@ -50,6 +51,17 @@ def test_what_is_stored_is_read_back(artifact: OnnxModel) -> None:
         assert found[name].bits == 3
     assert stored_codes(artifact) == {}
     assert expanded(artifact) is artifact
+
+
+def test_codes_are_counted_as_the_weights_that_they_stand_for(artifact: OnnxModel) -> None:
+    codes = coded(artifact, 3)
+    stored = store_as_codes(artifact, codes)
+    assert parameters(stored) == parameters(artifact)
+    assert flops(stored) == flops(artifact)
+    assert weights_by_dtype(stored)["codes4"] == sum(each.indices.size for each in codes.values())
+    assert weights_by_dtype(stored)["float32"] == weights_by_dtype(artifact)["float32"] - sum(
+        each.indices.size for each in codes.values()
+    )
 
 
 def test_a_scale_per_channel_multiplies_the_values(artifact: OnnxModel) -> None:
