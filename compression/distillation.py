@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,17 +14,15 @@ from torch.nn import functional
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.data import Split
+from compression.hints import Hinted, Pair, Watching, attention_loss, hint_loss, hinted, pairs_of
 from compression.inspection import parameters
 from compression.losses import Batch, Loss, Outputs
 from compression.model import Form, OnnxModel, TorchModel
 from compression.signature import Array
 from compression.training import (
-    Autocast,
     Objective,
     Training,
     labels_objective,
-    lay_out,
-    outputs_of,
     predict,
     seeded,
 )
@@ -43,18 +41,37 @@ class DistillationSettings(Settings):
 
     Attributes:
         student: One of the spec's students by name, trained from scratch; `current` teaches the model
-            that came in, such as a pruned one, further.
+            that came in, such as a pruned or quantized one, further.
         temperature: Softens teacher and student alike, so that the teacher's doubts are seen.
         alpha: Weight of the teacher; the labels weigh `1 - alpha`. Without labels only the teacher counts.
+            0, without hints or attention, trains the same student on labels alone: the baseline that tells
+            what the teacher was worth.
+        hint_weight: Weight of the distance of features, the student's brought to the teacher's width.
+        attention_weight: Weight of the distance of attention maps.
+        hints: Pairs of a teacher's and a student's module, by name, that hints and attention compare; empty
+            for the last ones of both at each height and width.
         epochs: Passes over the training split; None for as many as the model's training has.
         learning_rate: Peak learning rate; None for the model's own from scratch and a third of it further.
     """
 
     student: str
     temperature: float = Field(default=4.0, gt=0.0)
-    alpha: float = Field(default=0.7, gt=0.0, le=1.0)
+    alpha: float = Field(default=0.7, ge=0.0, le=1.0)
+    hint_weight: float = Field(default=0.0, ge=0.0)
+    attention_weight: float = Field(default=0.0, ge=0.0)
+    hints: tuple[tuple[str, str], ...] = ()
     epochs: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0.0)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the student learns from the teacher's layers and not from its answers alone."""
+        return self.hint_weight > 0 or self.attention_weight > 0
+
+    @property
+    def taught(self) -> bool:
+        """Whether there is a teacher at all."""
+        return self.alpha > 0 or self.inside
 
 
 def soft_cross_entropy(student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
@@ -87,7 +104,9 @@ IMITATIONS: dict[str, Imitation] = {
 }
 
 
-def teacher_objective(context: PassContext, temperature: float = 4.0, alpha: float = 0.7) -> Objective:
+def teacher_objective(
+    context: PassContext, temperature: float = 4.0, alpha: float = 0.7, watching: Watching | None = None
+) -> Objective:
     """What a student of the reference minimizes: the teacher's softened answers beside the labels.
 
     For `PassContext.fit`. The teacher answers each split once, when it is first asked; where training rows
@@ -99,6 +118,7 @@ def teacher_objective(context: PassContext, temperature: float = 4.0, alpha: flo
         temperature: Softens teacher and student alike.
         alpha: Weight of the teacher; the labels weigh `1 - alpha`. 0 asks the teacher nothing. Without labels
             only the teacher counts.
+        watching: The teacher as somebody else already asks it about each batch, so that it answers once.
 
     Raises:
         PassRefusedError: There is no reference, or nothing says how its answers are imitated.
@@ -117,7 +137,9 @@ def teacher_objective(context: PassContext, temperature: float = 4.0, alpha: flo
         return loss
 
     changing = training.augmentation is not None or training.small_images > 0
-    answers = _Watching(teacher, training) if changing else _Remembering(teacher, splits.train)
+    if watching is None and changing:
+        watching = Watching(teacher, training)
+    answers = _Remembering(teacher, splits.train) if watching is None else watching.answers
     return Objective(
         blend(answers, labelled.train, 1.0 if splits.train.labels is None else alpha),
         blend(
@@ -170,25 +192,12 @@ class _Remembering:
         return tuple(answer[batch.rows] for answer in self.answers)
 
 
-class _Watching:
-    """A teacher that answers each batch as the student sees it."""
-
-    def __init__(self, teacher: TorchModel, training: Training) -> None:
-        self.module = copy.deepcopy(teacher.module).eval()
-        self.autocast = Autocast(self.module, training.autocast)
-        if self.autocast.enabled:
-            lay_out(self.module, torch.channels_last)
-
-    def __call__(self, batch: Batch) -> Outputs:
-        with torch.no_grad(), self.autocast.context():
-            return tuple(answer.float() for answer in outputs_of(self.module, batch.inputs))
-
-
 class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     """Trains a student on the reference's soft targets.
 
-    Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network". The teacher answers every
-    row once, before the first epoch. A model trained on `mse` is imitated in its outputs instead.
+    Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network". Hints (Romero et al. 2015)
+    and attention maps (Zagoruyko and Komodakis 2017) teach from inside as well. A model trained on `mse` is
+    imitated in its outputs instead.
     """
 
     name: ClassVar[str] = "distill"
@@ -198,33 +207,95 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     settings_class: ClassVar[type[Settings]] = DistillationSettings
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
-        """Checks that there are a teacher, a student and a loss that says how one imitates the other."""
-        teacher_of(context)
-        if self.settings.student not in (CURRENT, *context.students):
+        """Checks that there are a teacher, a student, and a way in which one imitates the other."""
+        settings, teacher = self.settings, teacher_of(context)
+        if settings.student not in (CURRENT, *context.students):
             known = ", ".join((CURRENT, *context.students))
             raise PassRefusedError(
-                f'the spec has no student "{self.settings.student}". There are {known}; add one to students.'
+                f'the spec has no student "{settings.student}". There are {known}; add one to students.'
             )
         imitation_of(context.training)
-        student, teacher = _size(self._student(model, context)), _size(teacher_of(context))
-        if student >= teacher:
+        if not settings.taught and context.splits.train.labels is None:
             raise PassRefusedError(
-                f"the student has {student} parameters, its teacher {teacher}. Use a smaller student, or "
-                "prune first."
+                "without a teacher there is nothing to learn from but labels. Raise alpha."
             )
+        student = self._student(model, context)
+        self._check_size(student, teacher)
+        if settings.inside:
+            pairs = self._pairs(student, context)
+            flat = [pair.student for pair in pairs if pair.rank != 4]
+            if settings.attention_weight and flat:
+                raise PassRefusedError(
+                    f"{', '.join(flat)} gives no feature maps, so there is no attention over positions. Set "
+                    "attention_weight to 0 and use hint_weight."
+                )
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the student after its best epoch."""
-        settings = self.settings
+        settings, student = self.settings, self._student(model, context)
         further = settings.student == CURRENT
         usual_rate = context.training.learning_rate / 3 if further else context.training.learning_rate
-        return context.fit(
-            self._student(model, context),
+        train = partial(
+            context.fit,
             epochs=settings.epochs,
             learning_rate=settings.learning_rate or usual_rate,
-            objective=teacher_objective(context, settings.temperature, settings.alpha),
             from_scratch=not further,
         )
+        if not settings.inside:
+            return train(student, objective=teacher_objective(context, settings.temperature, settings.alpha))
+        pairs = self._pairs(student, context)
+        whole = hinted(student, pairs, regressed=settings.hint_weight > 0, seed=context.seed)
+        learned = train(whole, objective=self._inside(pairs, context)).module
+        assert isinstance(learned, Hinted)
+        return TorchModel(learned.student, student.signature)
+
+    def _inside(self, pairs: Sequence[Pair], context: PassContext) -> Objective:
+        """Answers, hints and attention together; the epoch is chosen by the answers alone."""
+        settings, teacher = self.settings, teacher_of(context)
+        watching = Watching(teacher, context.training, [pair.teacher for pair in pairs])
+        answers = teacher_objective(context, settings.temperature, settings.alpha, watching)
+        count, ends = len(pairs), len(teacher.signature.outputs)
+
+        def train(outputs: Outputs, batch: Batch) -> Tensor:
+            loss = answers.train(outputs[:ends], batch)
+            taught, plain, regressed = (
+                watching.features(batch),
+                outputs[ends:][:count],
+                outputs[ends + count :],
+            )
+            for weight, distance, features in (
+                (settings.hint_weight, hint_loss, regressed),
+                (settings.attention_weight, attention_loss, plain),
+            ):
+                if weight:
+                    each = [distance(*compared) for compared in zip(features, taught, strict=True)]
+                    loss = loss + weight * torch.stack(each).mean()
+            return loss
+
+        def validation(outputs: Outputs, batch: Batch) -> Tensor:
+            return answers.validation(outputs[:ends], batch)
+
+        weights = [settings.hint_weight, settings.attention_weight]
+        names = [[pair.teacher, pair.student] for pair in pairs]
+        return Objective(
+            train, validation, f"{answers.key}, inside {[teacher.weights_digest(), weights, names]}"
+        )
+
+    def _pairs(self, student: TorchModel, context: PassContext) -> tuple[Pair, ...]:
+        return pairs_of(teacher_of(context), student, context.splits.validation, self.settings.hints)
+
+    def _check_size(self, student: TorchModel, teacher: TorchModel) -> None:
+        """A student from scratch is smaller; one that came in is different: sparse or of fewer bits."""
+        if self.settings.student == CURRENT:
+            if student.weights_digest() == teacher.weights_digest():
+                raise PassRefusedError(
+                    "the student is its own teacher. Name a student, or prune or quantize first."
+                )
+        elif _size(student) >= _size(teacher):
+            raise PassRefusedError(
+                f"the student has {_size(student)} parameters, its teacher {_size(teacher)}. Use a smaller "
+                "student, or prune and teach what is left."
+            )
 
     def _student(self, model: TorchModel, context: PassContext) -> TorchModel:
         if self.settings.student == CURRENT:
@@ -233,14 +304,13 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
             return TorchModel(context.students[self.settings.student](), model.signature)
 
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
-        """Checks that the student is smaller than its teacher, changed, and learned from it."""
-        teacher = teacher_of(context)
-        if _size(after) >= _size(teacher):
+        """Checks that the student did not grow, changed, and agrees with its teacher more than by chance."""
+        teacher, student = teacher_of(context), self._student(before, context)
+        if after.module.state_dict().keys() != student.module.state_dict().keys():
             raise BrokenPromiseError(
-                f"the student has {_size(after)} parameters, its teacher {_size(teacher)}. "
-                "Use a smaller student."
+                "the student's weights are not those that it began with. Drop its hints."
             )
-        if after.weights_digest() == self._student(before, context).weights_digest():
+        if after.weights_digest() == student.weights_digest():
             raise BrokenPromiseError("the student's weights did not change. Raise epochs or learning_rate.")
         validation = context.splits.validation
         said, taught = predict(after, validation), predict(teacher, validation)
@@ -251,18 +321,29 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
                 f"{chance:.3f}. Raise epochs or give the student more width."
             )
         return {
+            "taught": self.settings.taught,
+            "hints": self._compared(student, context),
             "teacher_parameters": _size(teacher),
             "student_parameters": _size(after),
             "agreement": agreement,
             "chance": chance,
         }
 
+    def _compared(self, student: TorchModel, context: PassContext) -> list[list[str]]:
+        pairs = self._pairs(student, context) if self.settings.inside else ()
+        return [[pair.teacher, pair.student] for pair in pairs]
+
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
-        """Checks that the artifact is smaller than the teacher."""
-        stored, teacher = parameters(artifact), facts["teacher_parameters"]
-        if stored >= teacher:
+        """Checks that the artifact of a smaller student stores about as few weights, not as many as before."""
+        stored, teacher, student = (
+            parameters(artifact),
+            facts["teacher_parameters"],
+            facts["student_parameters"],
+        )
+        if student < teacher and stored > (student + teacher) / 2:
             raise BrokenPromiseError(
-                f"the artifact stores {stored} weights, the teacher {teacher}. A later step made it grow."
+                f"the artifact stores {stored} weights, nearer to the teacher's {teacher} than to the "
+                f"student's {student}. A later step made it grow."
             )
 
 

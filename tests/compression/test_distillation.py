@@ -21,7 +21,7 @@ from compression.model import OnnxModel, TorchModel
 from compression.pruning import StructuredPruning, StructuredPruningSettings
 from compression.signature import Signature, TensorSpec
 from compression.training import Training, predict, seeded
-from tests.compression.small_digits import DIGITS
+from tests.compression.small_digits import DIGITS, digits_net
 
 IMAGES = Signature((TensorSpec("image", "float32", ("batch", 8, 8, 1)),), DIGITS.outputs)
 
@@ -45,7 +45,7 @@ def test_a_fresh_student_learns_from_the_teacher(
     assert facts["agreement"] > 0.9 > facts["chance"]
     distill.holds(facts, export(student))
     with pytest.raises(BrokenPromiseError, match="A later step made it grow"):
-        distill.holds({**facts, "teacher_parameters": 10}, artifact)
+        distill.holds(facts, artifact)
 
 
 def test_labels_are_not_needed(reference: TorchModel, context: PassContext) -> None:
@@ -90,7 +90,9 @@ def test_it_is_refused_without_a_teacher_a_student_or_an_imitation(
         distillation(student="large").requires(reference, context)
     with pytest.raises(PassRefusedError, match="cannot be imitated"):
         distillation().requires(reference, replace(context, training=Training(loss="triplet")))
-    with pytest.raises(PassRefusedError, match="prune first"):
+    with pytest.raises(PassRefusedError, match="Use a smaller student"):
+        distillation().requires(reference, replace(context, students={"small": lambda: digits_net()}))
+    with pytest.raises(PassRefusedError, match="its own teacher"):
         distillation(student="current").requires(reference, context)
 
 
@@ -144,3 +146,19 @@ def test_the_teacher_sees_what_the_student_sees(reference: TorchModel, context: 
 def test_a_teacher_without_weight_is_not_asked(context: PassContext) -> None:
     objective = teacher_objective(replace(context, reference=None), alpha=0.0)
     assert objective.key == context.training.loss
+
+
+def test_the_same_student_without_a_teacher_is_a_baseline(
+    reference: TorchModel, context: PassContext
+) -> None:
+    alone = distillation(alpha=0.0)
+    alone.requires(reference, context)
+    student = alone.run(reference, context)
+    assert alone.ensures(reference, student, context)["taught"] is False
+    with seeded(context.seed):
+        untaught = TorchModel(context.students["small"](), DIGITS)
+    trained = context.fit(untaught, epochs=3, from_scratch=True)
+    assert student.weights_digest() == trained.weights_digest()
+    bare = replace(context, splits=replace(context.splits, train=replace(context.splits.train, labels=None)))
+    with pytest.raises(PassRefusedError, match="nothing to learn from but labels"):
+        alone.requires(reference, bare)
