@@ -334,7 +334,7 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
         return [[pair.teacher, pair.student] for pair in pairs]
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
-        """Checks that the artifact of a smaller student stores about as few weights, not as many as before."""
+        """Checks that the artifact of a smaller student stores about as few weights as it has."""
         stored, teacher, student = (
             parameters(artifact),
             facts["teacher_parameters"],
