@@ -10,10 +10,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from compression.recipe import Recipe
 from variants.build_job import Job, Outcome, Planned, Prepared, Result
 from variants.card import Card, Entry, Failure
 from variants.catalog import (
@@ -64,6 +65,7 @@ def build(
     progress: Reporter,
     *,
     recipes: Sequence[str] = (),
+    added: Sequence[Recipe] = (),
     jobs: int = 1,
 ) -> Built:
     """Builds a model's recipes and publishes what came out.
@@ -73,7 +75,8 @@ def build(
         catalog: Where variants are published.
         host: This host, which they are profiled on.
         progress: Receives the progress.
-        recipes: Only these, and the reference; empty for all of the spec's.
+        recipes: Only these, and the reference; empty for all of the spec's, unless recipes are added.
+        added: Recipes to build beside the spec's own, or in the place of one of the same name.
         jobs: How many variants are compressed side by side.
 
     Raises:
@@ -81,8 +84,10 @@ def build(
     """
     with tempfile.TemporaryDirectory(dir=subfolder("work")) as work:
         folder = Path(work)
-        prepared = _prepare(spec_name, tuple(recipes), folder, progress)
-        builds = _Builds(spec_name, prepared, catalog, folder, progress)
+        only = (*recipes, *(recipe.name for recipe in added))
+        job = Job(spec_name, folder, only=only, added=tuple(added))
+        prepared = _prepare(job, progress)
+        builds = _Builds(job, prepared, catalog, folder, progress)
         with catalog.build_lock(prepared.spec.model):
             builds.run(jobs, threads=max(1, host.cores // jobs))
             card = _publish_card(catalog, prepared, builds, host, folder, progress)
@@ -93,9 +98,9 @@ class _Builds:
     """The variants of one build on their way into the store."""
 
     def __init__(
-        self, spec_name: str, prepared: Prepared, catalog: Catalog, folder: Path, progress: Reporter
+        self, job: Job, prepared: Prepared, catalog: Catalog, folder: Path, progress: Reporter
     ) -> None:
-        self.spec_name = spec_name
+        self.job = job
         self.prepared = prepared
         self.catalog = catalog
         self.folder = folder
@@ -134,7 +139,7 @@ class _Builds:
     def _compress(self, plan: Planned, threads: int) -> None:
         folder = self.folder / plan.recipe
         folder.mkdir()
-        job = Job(self.spec_name, folder, recipe=plan.recipe)
+        job = replace(self.job, folder=folder, recipe=plan.recipe)
         try:
             report = for_task(self.progress, plan.recipe)
             outcome = run(_WORKER, job, Result, folder, report, threads).outcome
@@ -157,14 +162,13 @@ class _Builds:
         self.progress.finish(plan.recipe, f"{status.value}: {reason}")
 
 
-def _prepare(spec_name: str, recipes: tuple[str, ...], folder: Path, progress: Reporter) -> Prepared:
-    job = Job(spec_name, folder, only=recipes)
+def _prepare(job: Job, progress: Reporter) -> Prepared:
     try:
-        prepared = run(_WORKER, job, Result, folder, for_task(progress, _PREPARE)).prepared
+        prepared = run(_WORKER, job, Result, job.folder, for_task(progress, _PREPARE)).prepared
     except WorkerError as error:
-        raise BuildError(f"{spec_name} cannot be prepared: {error}") from error
+        raise BuildError(f"{job.spec} cannot be prepared: {error}") from error
     if prepared is None:
-        raise BuildError(f"{spec_name} cannot be prepared: its process reported nothing")
+        raise BuildError(f"{job.spec} cannot be prepared: its process reported nothing")
     progress.finish(_PREPARE, "reference and data are ready")
     return prepared
 

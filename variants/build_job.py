@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compression.recipe import Recipe
 from variants.scorecard import Scorecard
 from variants.serving_spec import ServingSpec
 from variants.variant import Lineage
@@ -22,12 +23,14 @@ class Job:
         folder: Where it leaves files.
         recipe: The recipe to build, or None to prepare.
         only: Recipes that `prepare` plans; empty for all.
+        added: Recipes beside the spec's own, or in the place of one of the same name.
     """
 
     spec: str
     folder: Path
     recipe: str | None = None
     only: tuple[str, ...] = ()
+    added: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True)

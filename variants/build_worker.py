@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -26,9 +27,9 @@ from variants.build_job import Job, Outcome, Planned, Prepared, Result, build_ke
 from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE
 from variants.home import subfolder
 from variants.host import installed_version, this_host
+from variants.metrics import find_metric
 from variants.parity import ParityError, verify
 from variants.profiling import predict
-from variants.quality import METRICS
 from variants.reference import reference_model
 from variants.runtime import open_session, reference_runtime
 from variants.samples import write_golden, write_split
@@ -47,7 +48,7 @@ _SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "optuna", "torch-pruni
 
 def prepare(job: Job) -> Prepared:
     """Loads the data, trains or finds the reference, and plans every recipe."""
-    spec = load_spec(job.spec)
+    spec = _spec(job)
     for name in job.only:
         spec.recipe(name)  # an unknown name is an error before anything is trained
     wanted = [r for r in spec.recipes if not job.only or r.name in (*job.only, spec.reference)]
@@ -64,7 +65,7 @@ def prepare(job: Job) -> Prepared:
 def build_variant(job: Job, recipe_name: str) -> Outcome:
     """Compresses, exports, reloads, verifies and scores one variant."""
     started = time.perf_counter()
-    spec = load_spec(job.spec)
+    spec = _spec(job)
     splits = spec.splits()
     reference = reference_model(spec, splits, report_to_parent)
     recipe = spec.recipe(recipe_name)
@@ -101,11 +102,19 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
 
 def _quality(spec: ModelSpec) -> Quality:
     """The spec's metric over outputs in signature order."""
-    metric, names = METRICS[spec.metric], [output.name for output in spec.signature.outputs]
+    metric, names = find_metric(spec.metric), [output.name for output in spec.signature.outputs]
     return Quality(
         lambda outputs, labels: metric.of(dict(zip(names, outputs, strict=True)), labels),
         lambda value, reference: float(metric.ratio(value, reference)),
     )
+
+
+def _spec(job: Job) -> ModelSpec:
+    """The spec with the recipes that the job adds to it."""
+    spec = load_spec(job.spec)
+    names = {recipe.name for recipe in job.added}
+    own = (recipe for recipe in spec.recipes if recipe.name not in names)
+    return replace(spec, recipes=(*own, *job.added))
 
 
 def _plan(spec: ModelSpec, splits: Splits, source: str, recipe: Recipe, passes: dict[str, int]) -> Planned:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import click
+from pathlib import Path
 
+import click
+from pydantic import ValidationError
+
+from compression.recipe import Recipe
 from variants.assessment import assess_model
 from variants.build import build
 from variants.catalog import Catalog
@@ -16,6 +20,14 @@ from variants.progress import reporter
 @click.argument("model")
 @click.option("--recipe", "recipes", multiple=True, metavar="NAME", help="Build only this one; repeatable.")
 @click.option(
+    "--recipe-file",
+    "recipe_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Build the recipe in this JSON file; repeatable.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(1),
     default=1,
@@ -24,17 +36,23 @@ from variants.progress import reporter
     help="Variants compressed side by side.",
 )
 @click.option("--quiet", is_flag=True, help="Do not print the table at the end.")
-def command(model: str, recipes: tuple[str, ...], jobs: int, quiet: bool) -> None:
+def command(
+    model: str, recipes: tuple[str, ...], recipe_files: tuple[Path, ...], jobs: int, quiet: bool
+) -> None:
     """Build, score, profile and publish the variants of MODEL.
 
     MODEL is a name of the zoo, or your own spec as package.module:ATTRIBUTE. What has not changed since the
     last build is found in the store and not built again.
 
+    A recipe file holds a name and the passes in order, with what differs from their defaults:
+    {"name": "half", "steps": [{"pass": "prune-structured", "settings": {"ratio": 0.5}}]}
+
     Example: mipgate build digits --recipe int8-static --jobs 2
     """
     catalog, host = Catalog(), this_host()
+    added = [_recipe(file) for file in recipe_files]
     with reporter() as progress:
-        built = build(model, catalog, host, progress, recipes=recipes, jobs=jobs)
+        built = build(model, catalog, host, progress, recipes=recipes, added=added, jobs=jobs)
     name = built.card.spec.model
     if not quiet:
         card, standings = assess_model(catalog, name, host)
@@ -44,3 +62,12 @@ def command(model: str, recipes: tuple[str, ...], jobs: int, quiet: bool) -> Non
     failed = [recipe for recipe, failure in built.failures.items() if failure.status == "failed"]
     if failed:
         raise click.ClickException(f"{', '.join(failed)} failed; the table above says why.")
+
+
+def _recipe(file: Path) -> Recipe:
+    try:
+        return Recipe.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise click.BadParameter(f"{file} is no recipe: {where}: {first['msg']}.") from error
