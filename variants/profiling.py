@@ -19,8 +19,9 @@ import psutil
 from compression.data import Split
 from compression.signature import Array
 from variants import document
+from variants.metrics import find_metric
 from variants.profile import BATCH_SIZES, Latency, Profile, Quality
-from variants.quality import METRICS, agreement, estimate, max_abs_error
+from variants.quality import agreement, estimate, max_abs_error
 from variants.runtime import Runtime, Session, open_session
 from variants.samples import read_split
 
@@ -136,14 +137,13 @@ def predict(session: Session, split: Split) -> dict[str, Array]:
 def _judge(
     job: ProfilingJob, session: Session, reference: Session, validation: Split, test: Split
 ) -> Quality:
-    metric = METRICS[job.metric]
+    metric = find_metric(job.metric)
     estimates, on_test = [], {}
     for split in (validation, test):
         ours, theirs = predict(session, split), predict(reference, split)
         if broken := [name for name, array in ours.items() if not np.isfinite(array).all()]:
             raise ValueError(f'output "{broken[0]}" holds values that are not finite on {job.runtime}')
-        labels = split.labels if split.labels is not None else next(iter(theirs.values())).argmax(axis=-1)
-        estimates.append(estimate(metric, ours, theirs, labels))
+        estimates.append(estimate(metric, ours, theirs, split.labels))
         on_test = {"agreement": agreement(ours, theirs), "max_abs_error": max_abs_error(ours, theirs)}
     return Quality(validation=estimates[0], test=estimates[1], **on_test)
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from compression.signature import Array
 from variants import document
-from variants.quality import METRICS, Estimate, agreement, estimate, max_abs_error, paired_ratio_low, wilson
+from variants.intervals import bootstrap_p_value, mcnemar, paired_ratio_low, wilson
+from variants.metrics import METRICS
+from variants.quality import Estimate, agreement, estimate, max_abs_error
 
 ACCURACY, MSE = METRICS["accuracy"], METRICS["mse"]
 a_few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -85,8 +87,8 @@ def test_the_same_predictions_have_an_error_ratio_of_exactly_one(numbers: list[f
 def test_an_estimate_depends_on_its_seed_alone(ours: Array, theirs: Array, seed: int) -> None:
     count = min(len(ours), len(theirs))
     labels = np.zeros(count, int)
-    both = [answers((1 - right[:count]).astype(int)) for right in (ours, theirs)]
-    assert estimate(ACCURACY, *both, labels, seed) == estimate(ACCURACY, *both, labels, seed)
+    one, other = (answers((1 - right[:count]).astype(int)) for right in (ours, theirs))
+    assert estimate(ACCURACY, one, other, labels, seed) == estimate(ACCURACY, one, other, labels, seed)
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
@@ -211,3 +213,65 @@ def test_the_bound_of_a_paired_ratio_is_agresti_and_mins() -> None:
 def test_more_rows_that_do_not_differ_rule_out_more(rows: int) -> None:
     right = np.ones(rows)
     assert paired_ratio_low(right, right) < paired_ratio_low(np.ones(rows + 50), np.ones(rows + 50)) < 1.0
+
+
+# ---- is the difference more than chance?
+
+
+def test_mcnemars_exact_p_value_is_the_textbooks() -> None:
+    # 1 and 9 discordant rows of 50: twice the binomial tail (1 + 10) / 2^10.
+    ours = np.repeat([1.0, 0.0, 1.0], [1, 9, 40])
+    theirs = np.repeat([0.0, 1.0, 1.0], [1, 9, 40])
+    assert mcnemar(ours, theirs) == pytest.approx(2 * 11 / 1024)
+    assert mcnemar(theirs, ours) == mcnemar(ours, theirs)
+    assert mcnemar(ours, ours) == 1.0
+
+
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_a_p_value_is_a_probability(only_ours: int, only_theirs: int) -> None:
+    ours = np.repeat([1.0, 0.0, 1.0], [only_ours, only_theirs, 1])
+    theirs = np.repeat([0.0, 1.0, 1.0], [only_ours, only_theirs, 1])
+    assert 0.0 <= mcnemar(ours, theirs) <= 1.0
+
+
+def test_a_drop_of_one_row_is_chance_and_one_of_thirty_is_not() -> None:
+    labels = np.zeros(300, int)
+    theirs = np.zeros(300, int)
+    for lost, significant in ((1, False), (30, True)):
+        ours = theirs.copy()
+        ours[:lost] = 1
+        assert estimate(ACCURACY, answers(ours), answers(theirs), labels).significant is significant
+
+
+def test_an_error_that_grows_in_every_row_is_significant_and_noise_is_not() -> None:
+    generator = np.random.default_rng(0)
+    labels: NDArray[np.float64] = generator.normal(size=200)
+    theirs = labels + generator.normal(size=200)
+    noise = generator.normal(scale=0.01, size=200)
+    worse = labels + 1.3 * (theirs - labels)
+    reference = {"y": theirs}
+    assert estimate(MSE, {"y": worse}, reference, labels).significant
+    assert not estimate(MSE, {"y": theirs + noise}, reference, labels).significant
+    assert estimate(MSE, reference, reference, labels).p_value == 1.0
+
+
+def test_a_bootstrap_never_says_impossible() -> None:
+    assert bootstrap_p_value(np.full(2000, 0.5)) == pytest.approx(2 / 2001)
+
+
+# ---- without labels
+
+
+def test_without_labels_a_classifier_is_judged_by_its_agreement() -> None:
+    measured = estimate(METRICS["macro-f1"], answers([0, 1, 2, 0]), answers([0, 1, 2, 1]), None)
+    assert (measured.value, measured.ratio, measured.rows) == (0.75, 0.75, 4)
+    assert measured.p_value == 1.0
+
+
+def test_without_labels_numbers_are_judged_by_their_relative_error() -> None:
+    theirs = {"y": np.array([0.0, 1.0, 2.0, 3.0])}  # on average 1 from their mean
+    ours = {"y": theirs["y"] + 0.1}
+    measured = estimate(MSE, ours, theirs, None)
+    assert measured.value == pytest.approx(0.9)
+    assert measured.ratio == pytest.approx(0.9)
+    assert estimate(MSE, theirs, theirs, None).ratio == 1.0
