@@ -38,19 +38,15 @@ def export(model: TorchModel) -> OnnxModel:
     module = baked(copy.deepcopy(model.module)).eval()
     signature = model.signature
     names = [spec.name for spec in signature.inputs]
-    dims = {axis: torch.export.Dim(axis) for spec in signature.inputs for axis in _symbolic(spec).values()}
-    shapes = tuple(
-        {position: dims[axis] for position, axis in _symbolic(spec).items()} for spec in signature.inputs
-    )
     try:
         with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"):
             # torch's own tracer calls what torch deprecates; nothing here can be changed about it.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
-                _examples(signature, module),
+                example_inputs(signature, module),
                 dynamo=True,
-                dynamic_shapes=shapes,
+                dynamic_shapes=dynamic_shapes(signature),
                 input_names=names,
                 output_names=[spec.name for spec in signature.outputs],
                 opset_version=OPSET,
@@ -73,6 +69,14 @@ def baked(module: nn.Module) -> nn.Module:
             for name in list(part.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
     return module
+
+
+def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
+    """Which axes of each input take any length, as `torch.export` wants to be told."""
+    dims = {axis: torch.export.Dim(axis) for spec in signature.inputs for axis in _symbolic(spec).values()}
+    return tuple(
+        {position: dims[axis] for position, axis in _symbolic(spec).items()} for spec in signature.inputs
+    )
 
 
 def check_signature(proto: onnx.ModelProto, signature: Signature) -> None:
@@ -112,7 +116,8 @@ def _symbolic(spec: TensorSpec) -> dict[int, str]:
     return {position: axis for position, axis in enumerate(spec.shape) if isinstance(axis, str)}
 
 
-def _examples(signature: Signature, module: nn.Module) -> tuple[Tensor, ...]:
+def example_inputs(signature: Signature, module: nn.Module) -> tuple[Tensor, ...]:
+    """Ones of the inputs' dtypes, on the module's device, with symbolic axes of different lengths."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     axes = dict.fromkeys(
         (axis for spec in signature.inputs for axis in _symbolic(spec).values()), EXAMPLE_LENGTH
