@@ -24,6 +24,7 @@ from variants.catalog import (
     VALIDATION_FILE,
     Catalog,
     StoredVariant,
+    card_files,
 )
 from variants.home import subfolder
 from variants.host import Host
@@ -186,8 +187,8 @@ def _publish_card(
         card = _with_entries(before or Card(prepared.spec), prepared, builds)
         measured = _profile_missing(card, builds, host, folder, progress)
         card = card.with_profiles(host, measured.profiles, measured.refusals)
-        if before is None or card != before or not _same_data(catalog, model, folder):
-            catalog.register(card, folder / SAMPLES_FILE, folder / VALIDATION_FILE)
+        if before is None or card != before or not _same_data(catalog, before, folder):
+            catalog.register(card, folder)
     return card
 
 
@@ -225,8 +226,8 @@ def _baseline(card: Card, builds: _Builds) -> StoredVariant:
     return own if released == own.variant.id else builds.catalog.open(released)
 
 
-def _same_data(catalog: Catalog, model: str, folder: Path) -> bool:
+def _same_data(catalog: Catalog, card: Card, folder: Path) -> bool:
     return all(
-        sha256(catalog.card_file(model, name)) == sha256(folder / name)
-        for name in (SAMPLES_FILE, VALIDATION_FILE)
+        sha256(catalog.card_file(card.spec.model, name)) == sha256(folder / name)
+        for name in card_files(card.spec)
     )

@@ -6,6 +6,7 @@ Run as `python -m variants.build_worker JOB.json RESULT.json`; `variants.build` 
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -36,6 +37,7 @@ from variants.samples import write_golden, write_split
 from variants.scorecard import Scorecard
 from variants.spec import ModelSpec, load_spec
 from variants.store import sha256
+from variants.transforms import open_transforms
 from variants.variant import Lineage
 from variants.worker import report_to_parent
 
@@ -43,7 +45,7 @@ _GOLDEN_ROWS = 16
 _PARITY_ROWS = 64
 
 # Libraries whose version can change an artifact.
-_SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "optuna", "torch-pruning")
+_SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "optuna", "torch-pruning", "transformers")
 
 
 def prepare(job: Job) -> Prepared:
@@ -56,10 +58,19 @@ def prepare(job: Job) -> Prepared:
     splits = spec.splits()
     write_split(job.folder / SAMPLES_FILE, splits.test)
     write_split(job.folder / VALIDATION_FILE, splits.validation)
+    _gather_files(spec, job.folder)
     reference = reference_model(spec, splits, report_to_parent)
     source = reference.weights_digest()
     plans = [_plan(spec, splits, source, recipe, versions[recipe.name]) for recipe in wanted]
     return Prepared(spec.serving_spec(), plans)
+
+
+def _gather_files(spec: ModelSpec, folder: Path) -> None:
+    """Copies what the transforms read, and opens them once: a gateway must not be the first to fail."""
+    files = {name: folder / name for name in spec.files}
+    for name, path in files.items():
+        shutil.copyfile(spec.files[name](), path)
+    open_transforms(spec.transforms, spec.signature, files)
 
 
 def build_variant(job: Job, recipe_name: str) -> Outcome:

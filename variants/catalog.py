@@ -20,6 +20,7 @@ from variants import document
 from variants.card import Card
 from variants.home import subfolder
 from variants.scorecard import Scorecard
+from variants.serving_spec import ServingSpec
 from variants.store import CatalogError, DamagedArtifactError, Store, bento_references, link_or_copy
 from variants.variant import Life, Variant, VariantId
 
@@ -33,6 +34,8 @@ CARD_FILE = "card.json"
 SAMPLES_FILE = "samples.npz"
 VALIDATION_FILE = "validation.npz"
 _CARD_DATA = (SAMPLES_FILE, VALIDATION_FILE)
+# Beside a card; no file of a model may be called like them.
+KEPT_NAMES = frozenset({*_CARD_DATA, CARD_FILE, "model.yaml"})
 
 
 class ModelNotFoundError(CatalogError):
@@ -125,7 +128,7 @@ class Catalog:
         return replace(card, entries=released, hosts={**card.hosts, **measured})
 
     def card_file(self, model: str, name: str) -> Path:
-        """Path of `samples.npz` or `validation.npz` of a model."""
+        """Path of `samples.npz`, `validation.npz` or one of the spec's files of a model."""
         tag = self.card_tag(model) if self.is_pinned else self._newest_intact_card(model)[0]
         return self._store.folder(tag) / name
 
@@ -180,9 +183,9 @@ class Catalog:
             document.write(stage / SCORECARD_FILE, scorecard)
         return self.open(variant.id)
 
-    def register(self, card: Card, samples: Path, validation: Path) -> None:
-        """Publishes a card with its labelled rows."""
-        self._write_card(card, {SAMPLES_FILE: samples, VALIDATION_FILE: validation})
+    def register(self, card: Card, folder: Path) -> None:
+        """Publishes a card with its labelled rows and the spec's files, which lie in the folder."""
+        self._write_card(card, folder)
 
     def change(self, model: str, edit: Callable[[Card], Card]) -> Card:
         """Publishes what `edit` makes of the newest card; changes of one model happen one at a time.
@@ -194,8 +197,7 @@ class Catalog:
             tag, before = self._newest_intact_card(model)
             after = edit(before)
             if after != before:
-                folder = self._store.folder(tag)
-                self._write_card(after, {name: folder / name for name in _CARD_DATA})
+                self._write_card(after, self._store.folder(tag))
             return after
 
     def lock(self, model: str) -> FileLock:
@@ -280,10 +282,15 @@ class Catalog:
         self._store.verify(tag)
         return document.read(Card, self._store.folder(tag) / CARD_FILE)
 
-    def _write_card(self, card: Card, data: Mapping[str, Path]) -> None:
+    def _write_card(self, card: Card, data: Path) -> None:
         moment = datetime.now(UTC).strftime("%Y%m%dt%H%M%S%f")
         tag = f"{card.spec.model}:{moment}-{secrets.token_hex(3)}"
         with self._store.publishing(tag, {"kind": "card", "model": card.spec.model}) as stage:
-            for name, source in data.items():
-                link_or_copy(source, stage / name)
+            for name in card_files(card.spec):
+                link_or_copy(data / name, stage / name)
             document.write(stage / CARD_FILE, card)
+
+
+def card_files(spec: ServingSpec) -> tuple[str, ...]:
+    """Names of the files that lie beside a model's card."""
+    return (*_CARD_DATA, *spec.files)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from compression.signature import Signature
 
@@ -22,6 +24,24 @@ class TierSpec:
     deadline_ms: float
 
 
+@dataclass(frozen=True)
+class Transform:
+    """What turns texts or pictures into a model's inputs, or its outputs into labels.
+
+    Attributes:
+        name: Name in `variants.transforms.TRANSFORMS`.
+        settings: What that transform validates.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def transform(name: str, **settings: Any) -> Transform:
+    """A transform in one line: `transform("labels", names=("ham", "spam"))`."""
+    return Transform(name, settings)
+
+
 # The first two floors are MLPerf's accuracy gates.
 DEFAULT_TIERS = (
     TierSpec("accurate", min_quality_ratio=0.999, deadline_ms=500),
@@ -37,7 +57,7 @@ class ServingSpec:
     Attributes:
         model: The registered name.
         signature: Inputs and outputs.
-        metric: Name of the quality metric in `variants.quality.METRICS`.
+        metric: Name of the quality metric, as `variants.metrics.find_metric` takes it.
         reference: The recipe that all others are measured against.
         tiers: Levels of service.
         default_tier: The tier of a request that names none.
@@ -45,6 +65,8 @@ class ServingSpec:
         allow_non_finite: Whether inputs may hold NaN and infinities.
         profile_batch: Batch size that decides which runtime serves; None for 1 and 8 together.
         description: One line for people.
+        transforms: What the gateway does before and after the model.
+        files: Names of the files that the transforms read; they lie beside the model's card.
     """
 
     model: str
@@ -57,3 +79,5 @@ class ServingSpec:
     allow_non_finite: bool = False
     profile_batch: int | None = None
     description: str = ""
+    transforms: tuple[Transform, ...] = ()
+    files: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
@@ -19,8 +20,10 @@ from compression.model import TorchModel
 from compression.recipe import Recipe
 from compression.signature import Signature
 from compression.training import Training, seeded
-from variants.quality import METRICS
-from variants.serving_spec import DEFAULT_TIERS, ServingSpec, TierSpec
+from variants.catalog import KEPT_NAMES
+from variants.metrics import MetricError, check_metric
+from variants.serving_spec import DEFAULT_TIERS, ServingSpec, TierSpec, Transform
+from variants.transforms import DeclarationError, check_declared
 
 _LONGEST_TAG_NAME = 63
 # Their sources are told apart by their versions, which are part of a lineage.
@@ -40,7 +43,7 @@ class ModelSpec:
         factory: Makes the module. With `training` it is trained from scratch, without it is taken as is.
         signature: Inputs, in the order of the module's arguments, and outputs.
         splits: Loads the data.
-        metric: Name in `variants.quality.METRICS`.
+        metric: Name in `variants.metrics.METRICS`; `NAME@OUTPUT` judges that output instead of the first.
         recipes: What to build; the one named `reference` has no steps.
         training: How the module is trained and fine-tuned.
         train_reference: Whether the factory's module is trained first.
@@ -53,6 +56,8 @@ class ModelSpec:
         profile_batch: Batch size that decides which runtime serves; None for 1 and 8 together.
         seed: Seeds everything random.
         description: One line for people.
+        transforms: What the gateway does before and after the model.
+        files: Finds the files that the transforms read, by the name that they have in the catalog.
     """
 
     name: str
@@ -72,6 +77,8 @@ class ModelSpec:
     profile_batch: int | None = None
     seed: int = 0
     description: str = ""
+    transforms: tuple[Transform, ...] = ()
+    files: Mapping[str, Callable[[], Path]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [recipe.name for recipe in self.recipes]
@@ -82,14 +89,26 @@ class ModelSpec:
                 f"{self.name}.{long[0]} has more than the {_LONGEST_TAG_NAME} characters of a BentoML tag. "
                 "Shorten the model's or the recipe's name."
             )
-        if self.metric not in METRICS:
-            raise SpecError(f'unknown metric "{self.metric}". There are {", ".join(METRICS)}.')
+        try:
+            check_metric(self.metric, self.signature)
+        except MetricError as error:
+            raise SpecError(str(error)) from error
         if len(set(names)) != len(names):
             raise SpecError(f"{self.name} names a recipe twice: {', '.join(names)}. Rename one.")
         if self.reference not in names or self.recipe(self.reference).steps:
             raise SpecError(f'{self.name} needs a recipe "{self.reference}" without steps, its reference.')
         if self.default_tier not in (tier.name for tier in self.tiers):
             raise SpecError(f'default tier "{self.default_tier}" is not one of the tiers. Add it.')
+        self._check_transforms()
+
+    def _check_transforms(self) -> None:
+        for name in self.files:
+            if name in KEPT_NAMES or not re.fullmatch(r"[\w-]+\.\w+", name):
+                raise SpecError(f'"{name}" cannot name a file in the catalog. Call it like tokenizer.json.')
+        try:
+            check_declared(self.transforms, self.files)
+        except DeclarationError as error:
+            raise SpecError(f"{self.name}: {error}") from error
 
     def recipe(self, name: str) -> Recipe:
         """The recipe of this name.
@@ -136,6 +155,8 @@ class ModelSpec:
             allow_non_finite=self.allow_non_finite,
             profile_batch=self.profile_batch,
             description=self.description,
+            transforms=self.transforms,
+            files=tuple(self.files),
         )
 
 
