@@ -19,6 +19,13 @@ class Form(StrEnum):
     ONNX = "onnx"
 
 
+class Storage(StrEnum):
+    """How a graph lies on disk."""
+
+    PLAIN = "plain"
+    HUFFMAN = "huffman"
+
+
 @dataclass(frozen=True)
 class TorchModel:
     """A PyTorch module whose positional arguments are the signature's inputs, in order."""
@@ -43,10 +50,17 @@ class TorchModel:
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An ONNX graph with the signature that it keeps whatever is done to its inside."""
+    """An ONNX graph with the signature that it keeps whatever is done to its inside.
+
+    Attributes:
+        proto: The graph.
+        signature: What it takes and gives.
+        storage: How it is written; whoever makes another graph of it makes a plain one.
+    """
 
     proto: onnx.ModelProto
     signature: Signature
+    storage: Storage = Storage.PLAIN
 
     @property
     def form(self) -> Form:
