@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from pydantic import Field
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.calibration import Calibration, Calibrator
 from compression.chatter import quiet
-from compression.data import Split
 from compression.inspection import heavy_operators, quantized_operators, weights_by_dtype
 from compression.model import Form, OnnxModel
-from compression.signature import Array, Signature
+from compression.qdq import PRODUCTS, ActivationType, Scheme, prepared, quantized, touched
 
-# Dynamic quantization of convolutions is several times slower than float32 on every runtime measured.
-DYNAMIC_OPERATORS = ("MatMul", "Gemm")
-CALIBRATION_BATCH = 32
-
-Calibration = Literal["minmax", "entropy", "percentile"]
-CALIBRATIONS: dict[Calibration, CalibrationMethod] = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-}
+CALIBRATION_ROWS = 256
 
 
 class QuantizationSettings(Settings):
-    """What both quantizations share.
+    """What all quantizations of graphs share.
 
     Attributes:
         exclude_nodes: Names of nodes that stay float32, such as the first and the last layer.
@@ -55,27 +39,54 @@ class DynamicInt8Settings(QuantizationSettings):
     """Settings of `int8-dynamic`."""
 
 
-class StaticInt8Settings(QuantizationSettings):
-    """Settings of `int8-static`.
+class CalibratedSettings(QuantizationSettings):
+    """What all quantizations with calibrated activations share.
 
     Attributes:
         calibration: How the range of an activation is chosen from what was seen of it: its extremes, the
             range that loses least information (KL), or all but its outliers.
-        rows: How many rows of the calibration split are looked at. Entropy and percentile hold all
-            activations of these rows in memory.
-        exclude_operators: Operator types that stay float32.
+        percentile: How many percent of the values `calibration="percentile"` keeps.
+        rows: How many rows of the calibration split are looked at. Memory does not grow with them.
+        symmetric: Activation ranges are widened to be symmetric around zero.
+        activations: Integer type of activations. x86 processors are fastest with `uint8`, TensorRT wants
+            `int8` with `symmetric`.
     """
 
     calibration: Calibration = "minmax"
-    rows: int = Field(default=256, ge=1)
+    percentile: float = Field(default=99.99, gt=50.0, le=100.0)
+    rows: int = Field(default=CALIBRATION_ROWS, ge=1)
+    symmetric: bool = False
+    activations: ActivationType = "uint8"
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """Finds the ranges of activations."""
+        return Calibrator(self.calibration, self.percentile, self.symmetric)
+
+
+class StaticInt8Settings(CalibratedSettings):
+    """Settings of `int8-static`.
+
+    Attributes:
+        exclude_operators: Operator types that stay float32.
+    """
+
     exclude_operators: tuple[str, ...] = ()
+
+    @property
+    def scheme(self) -> Scheme:
+        """How floats become integers."""
+        scheme = Scheme(self.per_channel, self.symmetric, self.activations)
+        return replace(
+            scheme, operators=tuple(name for name in scheme.operators if name not in self.exclude_operators)
+        )
 
 
 S = TypeVar("S", bound=QuantizationSettings)
 
 
-class _Int8(Pass[S, OnnxModel, OnnxModel]):
-    """What both quantizations require and promise."""
+class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
+    """What all quantizations of graphs require and promise."""
 
     takes: ClassVar[Form] = Form.ONNX
     gives: ClassVar[Form] = Form.ONNX
@@ -125,7 +136,7 @@ class _Int8(Pass[S, OnnxModel, OnnxModel]):
             raise BrokenPromiseError(f"{kept} of {promised} operators are still quantized. Quantize last.")
 
 
-class DynamicInt8(_Int8[DynamicInt8Settings]):
+class DynamicInt8(Int8Pass[DynamicInt8Settings]):
     """Quantizes weights ahead and activations as they come; matrix products only, no data needed.
 
     "Dynamic range quantization": the scale of an activation is measured on each batch, so that rows of one
@@ -139,95 +150,75 @@ class DynamicInt8(_Int8[DynamicInt8Settings]):
     def requires(self, model: OnnxModel, context: PassContext) -> None:
         """Checks also that there is a matrix product with a stored weight."""
         super().requires(model, context)
-        stored = {tensor.name for tensor in model.proto.graph.initializer}
-        if not any(
-            node.op_type in DYNAMIC_OPERATORS and node.input[1] in stored for node in model.proto.graph.node
-        ):
+        graph = model.proto.graph
+        stored = {tensor.name for tensor in graph.initializer}
+        stored.update(node.output[0] for node in graph.node if node.op_type == "Constant")
+        if not any(node.op_type in PRODUCTS and node.input[1] in stored for node in graph.node):
             raise PassRefusedError("the model has no MatMul or Gemm with weights. Use int8-static.")
 
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:
         """Returns the graph with MatMulInteger in place of each MatMul and Gemm."""
-
-        def quantize(source: Path, target: Path) -> None:
+        ready = prepared(model)
+        # onnxruntime logs advice to the root logger, and wants files.
+        with tempfile.TemporaryDirectory() as folder, quiet(""), warnings.catch_warnings():
+            source, target = Path(folder, "prepared.onnx"), Path(folder, "quantized.onnx")
+            onnx.save(ready.proto, source)
             quantize_dynamic(
                 source,
                 target,
-                op_types_to_quantize=list(DYNAMIC_OPERATORS),
+                # Dynamic quantization of convolutions is several times slower than float32 everywhere.
+                op_types_to_quantize=list(PRODUCTS),
                 per_channel=self.settings.per_channel,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=list(self.settings.exclude_nodes),
+                nodes_to_exclude=names_of(ready, self.settings.exclude_nodes),
                 extra_options={"MatMulConstBOnly": True},
             )
+            return OnnxModel(onnx.load(target), model.signature)
 
-        return _quantized(model, quantize)
 
-
-class StaticInt8(_Int8[StaticInt8Settings]):
+class StaticInt8(Int8Pass[StaticInt8Settings]):
     """Quantizes weights and activations with ranges from the calibration split, as explicit QDQ pairs.
 
     Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-    Inference": unsigned asymmetric activations, signed symmetric weights per output channel. Entropy
-    calibration after Migacz 2017 (TensorRT).
+    Inference": unsigned asymmetric activations, signed symmetric weights per output channel.
     """
 
     name: ClassVar[str] = "int8-static"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = StaticInt8Settings
 
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:
         """Returns the graph with QuantizeLinear and DequantizeLinear around what can be quantized."""
         settings = self.settings
+        ready = prepared(model)
+        excluded = names_of(ready, settings.exclude_nodes)
+        context.report("calibrating", 0.0)
         rows = context.splits.calibration.take(slice(0, settings.rows))
-        excluded = [
-            node.name
-            for node in model.proto.graph.node
-            if node.name in settings.exclude_nodes or node.op_type in settings.exclude_operators
-        ]
-
-        def quantize(source: Path, target: Path) -> None:
-            quantize_static(
-                source,
-                target,
-                _Rows(model.signature, rows),
-                quant_format=QuantFormat.QDQ,
-                per_channel=settings.per_channel,
-                # Only unsigned activations with signed weights reach the processors' int8 units.
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=excluded,
-                calibrate_method=CALIBRATIONS[settings.calibration],
-                # Not CalibMaxIntermediateOutputs: it drops full chunks of what was collected unread.
-                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
-            )
-
-        return _quantized(model, quantize)
+        ranges = settings.calibrator.ranges(ready, touched(ready, settings.scheme.operators), rows)
+        return quantized(ready, ranges, settings.scheme, excluded)
 
 
-class _Rows(CalibrationDataReader):  # type: ignore[misc]  # published without types
-    """Feeds a split to onnxruntime's calibrator, a batch at a time."""
+def names_of(ready: OnnxModel, nodes: Collection[str]) -> list[str]:
+    """What nodes are called in the prepared graph, where one may be fused with its neighbour.
 
-    def __init__(self, signature: Signature, split: Split) -> None:
-        self._names = [spec.name for spec in signature.inputs]
-        # The histogram calibrators stack what they collect: every batch must be as long as the others.
-        size = min(CALIBRATION_BATCH, len(split))
-        even = split.take(slice(0, len(split) - len(split) % size))
-        self._batches: Iterator[Mapping[str, Array]] = even.batches(size)
+    Raises:
+        PassRefusedError: A node is gone: it was computed ahead or is now a part of another.
+    """
+    fused = {
+        wanted: [node.name for node in ready.proto.graph.node if _comes_from(node.name, wanted)]
+        for wanted in nodes
+    }
+    if gone := sorted(wanted for wanted, names in fused.items() if not names):
+        raise PassRefusedError(
+            f"node {', '.join(gone)} is folded into its neighbours before quantization. Exclude one of "
+            f"{', '.join(node.name for node in ready.proto.graph.node)}."
+        )
+    return [name for names in fused.values() for name in names]
 
-    def get_next(self) -> dict[str, Array] | None:
-        """The next batch by input name, or None after the last."""
-        batch = next(self._batches, None)
-        return None if batch is None else {name: batch[name] for name in self._names}
 
-
-def _quantized(model: OnnxModel, quantize: Callable[[Path, Path], None]) -> OnnxModel:
-    """Runs one of onnxruntime's quantizers, which want files, on the prepared graph."""
-    # onnxruntime logs advice to the root logger and prints the progress of its calibration.
-    with tempfile.TemporaryDirectory() as folder, quiet(""), warnings.catch_warnings():
-        prepared, target = Path(folder, "prepared.onnx"), Path(folder, "quantized.onnx")
-        # Folds batch normalization and infers shapes, without which neighbours stay float32.
-        quant_pre_process(model.proto, prepared)
-        quantize(prepared, target)
-        return OnnxModel(onnx.load(target), model.signature)
+def _comes_from(name: str, original: str) -> bool:
+    # onnxruntime calls a fused node by the first one's name, a slash, and its rule's name.
+    return name == original or name.startswith(f"{original}/")
 
 
 def _listed(counts: Mapping[str, int]) -> str:

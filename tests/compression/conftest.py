@@ -13,6 +13,7 @@ from compression.export import export
 from compression.model import OnnxModel, TorchModel
 from compression.training import Training, fit, seeded
 from tests.compression.small_digits import DIGITS, digits_net, silent, small_net
+from tests.compression.small_images import trained
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +48,8 @@ def context(splits: Splits, reference: TorchModel) -> PassContext:
     return PassContext(
         splits, reference, {"small": small_net}, Training(epochs=4), 0, silent, quality=quality
     )
+
+
+@pytest.fixture(scope="session")
+def residual(context: PassContext) -> tuple[TorchModel, PassContext]:
+    return trained(context)

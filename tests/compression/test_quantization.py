@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from compression.base import AnyPass, BrokenPromiseError, PassContext, PassRefusedError
+from compression.data import Split, Splits
+from compression.export import export
 from compression.inference import infer
 from compression.inspection import count, flops, parameters, quantized_operators, weights_by_dtype
-from compression.model import OnnxModel
+from compression.model import OnnxModel, TorchModel
 from compression.precision import Float16, Float16Settings
 from compression.quantization import DynamicInt8, DynamicInt8Settings, StaticInt8, StaticInt8Settings
+from compression.signature import Signature, TensorSpec
 from tests.compression.small_digits import accuracy
 
 DYNAMIC = DynamicInt8(DynamicInt8Settings())
@@ -102,14 +108,45 @@ def test_static_activations_are_unsigned(artifact: OnnxModel, context: PassConte
     assert zeros == {onnx.TensorProto.UINT8}
 
 
-@pytest.mark.parametrize("calibration", ["entropy", "percentile"])
-def test_other_calibrations_answer_well_and_say_nothing(
-    calibration: str, artifact: OnnxModel, context: PassContext, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"calibration": "entropy"},
+        {"calibration": "entropy", "symmetric": True},
+        {"calibration": "percentile", "percentile": 99.9},
+        {"symmetric": True},
+        {"symmetric": True, "activations": "int8"},
+        {"per_channel": False},
+    ],
+    ids=str,
+)
+def test_every_setting_answers_well_and_says_nothing(
+    settings: dict[str, Any], artifact: OnnxModel, context: PassContext, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings = StaticInt8Settings.model_validate({"calibration": calibration, "rows": 70})
-    small = StaticInt8(settings).run(artifact, context)
+    small = StaticInt8(StaticInt8Settings.model_validate({"rows": 70, **settings})).run(artifact, context)
     assert capfd.readouterr() == ("", "")
+    assert quantized_operators(small) == {"Conv": 3, "Gemm": 2}
     assert accuracy(small, context.splits.test) >= accuracy(artifact, context.splits.test) - 0.03
+
+
+def test_symmetric_activations_have_their_zero_in_the_middle(
+    artifact: OnnxModel, context: PassContext
+) -> None:
+    for activations, middle in (("uint8", 128), ("int8", 0)):
+        settings = StaticInt8Settings.model_validate({"symmetric": True, "activations": activations})
+        small = StaticInt8(settings).run(artifact, context)
+        stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in small.proto.graph.initializer}
+        points = [
+            stored[node.input[2]] for node in small.proto.graph.node if node.op_type == "QuantizeLinear"
+        ]
+        assert {point.dtype.name for point in points} == {activations}
+        assert {int(point) for point in points} == {middle}
+
+
+def test_what_the_model_answers_is_not_rounded(artifact: OnnxModel, context: PassContext) -> None:
+    small = STATIC.run(artifact, context)
+    makers = {name: node.op_type for node in small.proto.graph.node for name in node.output}
+    assert makers["logits"] == "Gemm"
 
 
 def test_excluded_operators_and_nodes_stay_float(artifact: OnnxModel, context: PassContext) -> None:
@@ -119,6 +156,81 @@ def test_excluded_operators_and_nodes_stay_float(artifact: OnnxModel, context: P
     no_first = StaticInt8(StaticInt8Settings(exclude_nodes=(first,)))
     no_first.requires(artifact, context)
     assert quantized_operators(no_first.run(artifact, context))["Conv"] == 2
+
+
+def test_pixels_are_normalized_in_float_and_residual_sums_are_rounded(
+    residual: tuple[TorchModel, PassContext],
+) -> None:
+    model, context = residual
+    graph = export(model)
+    small = STATIC.run(graph, context)
+    facts = STATIC.ensures(graph, small, context)
+    assert facts["quantized_operators"] == {"Conv": 3, "Gemm": 1}
+    makers = {name: node for node in small.proto.graph.node for name in node.output}
+    (added,) = (node for node in small.proto.graph.node if node.op_type == "Add")
+    assert {makers[name].op_type for name in added.input} == {"DequantizeLinear"}
+    (divided,) = (node for node in small.proto.graph.node if node.op_type == "Div")
+    assert makers[divided.input[0]].op_type == "Sub"
+    assert accuracy(small, context.splits.test) >= accuracy(graph, context.splits.test) - 0.02
+
+
+def normalized(opset: int) -> OnnxModel:
+    """A convolution with its normalization beside it, as converters wrote them years ago."""
+    draw = np.random.default_rng(0)
+    stored = {
+        "w": draw.normal(size=(64, 3, 3, 3)),
+        "gain": draw.uniform(0.5, 2, 64),
+        "shift": draw.normal(size=64),
+        "mean": draw.normal(size=64),
+        "variance": draw.uniform(0.5, 2, 64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["raw"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "BatchNormalization", ["raw", "gain", "shift", "mean", "variance"], ["even"], name="norm"
+        ),
+        helper.make_node("Relu", ["even"], ["y"]),
+    ]
+    ends = Signature(
+        (TensorSpec("x", "float32", ("batch", 3, 8, 8)),), (TensorSpec("y", "float32", ("batch", 64, 8, 8)),)
+    )
+    infos = [
+        helper.make_tensor_value_info(spec.name, onnx.TensorProto.FLOAT, list(spec.shape))
+        for spec in (*ends.inputs, *ends.outputs)
+    ]
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in stored.items()]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "normalized", infos[:1], infos[1:], tensors),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+    )
+    return OnnxModel(proto, ends)
+
+
+def noise(context: PassContext) -> PassContext:
+    draw = np.random.default_rng(1)
+    parts = {
+        name: Split({"x": draw.normal(size=(8, 3, 8, 8)).astype(np.float32)})
+        for name, _ in context.splits.items()
+    }
+    return replace(context, splits=Splits(**parts))
+
+
+@pytest.mark.parametrize("opset", [11, 12, 17])
+def test_graphs_of_any_age_get_a_scale_per_channel(opset: int, context: PassContext) -> None:
+    model, context = normalized(opset), noise(context)
+    small = STATIC.run(model, context)
+    STATIC.ensures(model, small, context)
+    onnx.checker.check_model(small.proto)
+    right, close = (infer(each, context.splits.test, 8)[0] for each in (model, small))
+    assert np.linalg.norm(close - right) < 0.02 * np.linalg.norm(right)
+
+
+def test_a_node_that_is_folded_away_cannot_be_excluded(context: PassContext) -> None:
+    only = StaticInt8(StaticInt8Settings(exclude_nodes=("norm",)))
+    only.requires(normalized(17), context)
+    with pytest.raises(PassRefusedError, match="folded into its neighbours"):
+        only.run(normalized(17), noise(context))
 
 
 def test_excluding_a_node_that_is_not_there_is_refused(artifact: OnnxModel, context: PassContext) -> None:

@@ -1,0 +1,180 @@
+"""From a float graph and ranges to explicit QuantizeLinear and DequantizeLinear pairs."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import version_converter
+from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from compression.calibration import Ranges
+from compression.chatter import quiet
+from compression.model import OnnxModel
+
+# The first opset in which a scale belongs to a channel.
+OLDEST_OPSET = 13
+PRODUCTS = ("MatMul", "Gemm")
+OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
+
+ActivationType = Literal["uint8", "int8"]
+_ACTIVATION_TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How floats become integers. Weights are always signed and symmetric.
+
+    Attributes:
+        per_channel: One scale per output channel of a weight instead of one per weight.
+        symmetric: Activation ranges are widened to be symmetric around zero.
+        activations: Integer type of activations. Only unsigned activations with signed weights reach the
+            int8 units of x86 processors.
+        operators: Operator types to quantize.
+        outputs_of_products: Rounds what a MatMul or Gemm returns, too.
+        weights_only_products: Leaves a MatMul of two activations in float.
+    """
+
+    per_channel: bool = True
+    symmetric: bool = False
+    activations: ActivationType = "uint8"
+    operators: tuple[str, ...] = OPERATORS
+    outputs_of_products: bool = True
+    weights_only_products: bool = False
+
+
+def prepared(model: OnnxModel) -> OnnxModel:
+    """The graph as the quantizer wants it: normalization folded, constants computed, shapes inferred."""
+    # onnxruntime logs advice to the root logger.
+    with tempfile.TemporaryDirectory() as folder, quiet(""), warnings.catch_warnings():
+        path = Path(folder, "prepared.onnx")
+        quant_pre_process(_modern(model.proto), path)
+        proto = load_model_with_shape_infer(path)
+    taken = {node.name for node in proto.graph.node}
+    for index, node in enumerate(proto.graph.node):
+        # What has no name cannot be left out by name.
+        node.name = node.name or next(
+            name
+            for name in (f"{node.op_type}_{index}", f"{node.op_type}_{index}_unnamed")
+            if name not in taken
+        )
+    return OnnxModel(proto, model.signature)
+
+
+def touched(model: OnnxModel, operators: Collection[str]) -> list[str]:
+    """The float tensors, weights left out, that operators of these types read and write, in order."""
+    graph = model.proto.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    floats = {
+        value.name
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    names = (
+        name
+        for node in graph.node
+        if node.op_type in operators
+        for name in (*node.input, *node.output)
+        if name in floats and name not in stored
+    )
+    return list(dict.fromkeys(names))
+
+
+def quantized(
+    model: OnnxModel,
+    ranges: Ranges,
+    scheme: Scheme,
+    excluded: Collection[str] = (),
+    only: Sequence[str] | None = None,
+) -> OnnxModel:
+    """The prepared graph with integer weights and rounded activations.
+
+    Args:
+        model: What `prepared` returned.
+        ranges: The range of every tensor that an operator to quantize touches.
+        scheme: How floats become integers.
+        excluded: Names of nodes that stay float.
+        only: Names of the only nodes to quantize; None for all.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    left_out = {*excluded, *(_products_of_activations(proto) if scheme.weights_only_products else ())}
+    data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    with quiet(""), warnings.catch_warnings():
+        quantizer = QDQQuantizer(
+            proto,
+            per_channel=scheme.per_channel,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=_ACTIVATION_TYPES[scheme.activations],
+            tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+            nodes_to_quantize=None if only is None else list(only),
+            nodes_to_exclude=sorted(left_out),
+            op_types_to_quantize=list(scheme.operators),
+            extra_options={
+                "ActivationSymmetric": scheme.symmetric,
+                "WeightSymmetric": True,
+                "OpTypesToExcludeOutputQuantization": [] if scheme.outputs_of_products else list(PRODUCTS),
+            },
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    made = quantizer.model.model
+    del made.metadata_props[:]
+    _drop_idle_pairs(made.graph, scheme.operators, left_out)
+    return OnnxModel(made, model.signature)
+
+
+def _products_of_activations(proto: onnx.ModelProto) -> Iterator[str]:
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type in PRODUCTS and not stored.intersection(node.input[:2]):
+            yield node.name
+
+
+def _drop_idle_pairs(graph: onnx.GraphProto, operators: Collection[str], left_out: Collection[str]) -> None:
+    """Removes the rounding of a product that only float operators read: it costs accuracy and gains nothing.
+
+    Convolutions keep theirs: without it runtimes do not compute them on integers.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for restore in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
+        rounded = makers.get(restore.input[0])
+        product = makers.get(rounded.input[0]) if rounded is not None else None
+        if rounded is None or product is None or product.op_type not in PRODUCTS:
+            continue
+        users = readers.get(restore.output[0], [])
+        if any(user.op_type in operators and user.name not in left_out for user in users):
+            continue
+        if len(readers[rounded.output[0]]) > 1 or len(readers[rounded.input[0]]) > 1:
+            continue
+        graph.node.remove(rounded)
+        graph.node.remove(restore)
+        product.output[0] = restore.output[0]
+    _drop_unread(graph)
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
+
+
+def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
+    versions = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
+    if min(versions, default=OLDEST_OPSET) >= OLDEST_OPSET:
+        return proto
+    return version_converter.convert_version(proto, OLDEST_OPSET)
