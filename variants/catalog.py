@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from compression.container import PACKED_SUFFIX
 from variants import document
 from variants.card import Card
 from variants.home import subfolder
@@ -52,13 +53,20 @@ class StoredVariant:
 
     @property
     def model_path(self) -> Path:
-        """Path of the ONNX file."""
-        return self.folder / MODEL_FILE
+        """Path of the model file, plain or packed."""
+        return model_file(self.folder)
 
     @property
     def golden_path(self) -> Path:
         """Path of the rows with the outputs that it gave where it was built."""
         return self.folder / GOLDEN_FILE
+
+
+def model_file(folder: Path) -> Path:
+    """Path of the model in the folder of a variant: a packed file where there is one, else plain ONNX."""
+    plain = folder / MODEL_FILE
+    packed = plain.with_suffix(PACKED_SUFFIX)
+    return packed if packed.is_file() else plain
 
 
 class Catalog:
@@ -67,10 +75,11 @@ class Catalog:
     Args:
         pinned_cards: Card tag by model, for a Bento that serves what it packed; None reads the newest of
             every model.
+        root: The folder of a store of its own; None for the one that BentoML is configured with.
     """
 
-    def __init__(self, pinned_cards: Mapping[str, str] | None = None) -> None:
-        self._store = Store()
+    def __init__(self, pinned_cards: Mapping[str, str] | None = None, root: Path | None = None) -> None:
+        self._store = Store(root)
         self._pinned = pinned_cards
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml._internal.models.model import ModelContext, ModelInfo, ModelOptions
+from bentoml._internal.models.model import ModelContext, ModelInfo, ModelOptions, ModelStore
 from bentoml.exceptions import NotFound
 
 from variants.host import installed_version
@@ -34,10 +34,14 @@ class DamagedArtifactError(CatalogError):
 
 
 class Store:
-    """The model store that BentoML is configured with; in an exported Bento, the Bento's own."""
+    """The model store that BentoML is configured with (in an exported Bento, the Bento's own), or another.
 
-    def __init__(self) -> None:
-        self._store = BentoMLContainer.model_store.get()
+    Args:
+        root: The folder of another store; None for BentoML's.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._store = BentoMLContainer.model_store.get() if root is None else ModelStore(root)
         self.root = Path(self._store._path)
 
     def folder(self, tag: str) -> Path:

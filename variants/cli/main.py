@@ -14,6 +14,7 @@ VERBS = {
     "build": "Build, score, profile and publish a model's variants.",
     "list": "List models, or the variants of one.",
     "show": "Show a model or a variant in full.",
+    "search": "Look for the cheapest recipe above a floor of quality.",
     "view": "Show a variant's graph in the browser.",
     "profile": "Measure a model's variants again on this host.",
     "release": "Give a variant traffic.",

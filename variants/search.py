@@ -1,0 +1,236 @@
+"""Looks for the recipe that costs least above a floor of quality: each one tried is measured like any build.
+
+Every trial is a real build into a catalog of its own beside the search's journal, profiled on this host and
+judged on validation. Interrupted, the search goes on where it stood; nothing that was tried is tried again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Literal
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from compression.model import Form
+from compression.pipeline import RecipeError, check
+from compression.recipe import Recipe
+from variants.assessment import Standing, assess_model
+from variants.build import BuildError, Built, build
+from variants.catalog import Catalog
+from variants.frontier import fastest
+from variants.home import subfolder
+from variants.host import Host
+from variants.progress import Reporter
+from variants.search_space import Space, shortened, space_of, trains
+from variants.spec import ModelSpec, SpecError, load_spec
+
+Objective = Literal["latency", "size"]
+
+# A trial is first trained for this share of its epochs, and goes on only if it is no worse than the median.
+FIRST_SHARE = 0.25
+_STARTUP_TRIALS = 4
+# Two points below the floor weigh as much as costing 2.7 times as much.
+_PENALTY = 50.0
+_SEARCH = "search"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        winner: The recipe of least cost at or above the floor, or None when there is none.
+        published: The winner's build in the model's own catalog, or None.
+        frontier: What nothing tried beats in both cost and quality, cheapest first.
+        reference: The uncompressed model, for comparison.
+        tried: How many trials were measured, earlier runs included.
+        given_up: How many of them were stopped early or could not be applied.
+    """
+
+    winner: Recipe | None
+    published: Built | None
+    frontier: list[Standing]
+    reference: Standing
+    tried: int
+    given_up: int
+
+
+def search(
+    spec_name: str,
+    catalog: Catalog,
+    host: Host,
+    progress: Reporter,
+    *,
+    floor: float,
+    objective: Objective = "latency",
+    trials: int = 20,
+    epochs: int | None = None,
+    name: str | None = None,
+    fresh: bool = False,
+) -> Found:
+    """Tries recipes until so many were tried, and publishes the best as a candidate.
+
+    Args:
+        spec_name: A model of the zoo, or `module:attribute`.
+        catalog: Where the winner is published.
+        host: This host; latencies are its own.
+        progress: Receives the progress.
+        floor: Lowest quality ratio on validation, such as 0.99.
+        objective: What to make small: time per row, or bytes.
+        trials: How many recipes to try in all, earlier runs of the same search included.
+        epochs: Of each training; None for a quarter of the model's own.
+        name: Of the winner's recipe; None for `search-latency` or `search-size`.
+        fresh: Forgets what earlier runs tried.
+
+    Raises:
+        BuildError: There is no such model, or its reference cannot be built.
+    """
+    try:
+        spec = load_spec(spec_name)
+    except SpecError as error:
+        raise BuildError(str(error)) from error
+    epochs = epochs or max(1, spec.training.epochs // 4)
+    folder = subfolder("searches") / spec.name
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    own_catalog = Catalog(root=folder / "store")
+    tries = _Tries(spec_name, spec, own_catalog, host, progress, objective, trials)
+    started = build(spec_name, tries.catalog, host, tries, recipes=[spec.reference])
+    reference = started.card.find(spec.reference).id.build
+    study = _study(folder, f"{objective}-{floor}-{epochs}-{reference}")
+    space = space_of(spec, epochs)
+    while (done := _done(study)) < trials:
+        tries.number = done
+        _try(study, space, tries, floor)
+    standings = tries.standings()
+    own = tries.reference(standings)
+    tried = [s for s in standings if s.profile is not None and s is not own]
+    best = fastest([s for s in tried if s.ratio >= floor], tries.cost, lambda s: s.ratio)
+    winner = published = None
+    if best is not None:
+        winner = Recipe.model_validate({"name": name or f"search-{objective}", "steps": best.entry.steps})
+        (folder / f"{winner.name}.json").write_text(winner.model_dump_json(by_alias=True, indent=2) + "\n")
+        published = build(spec_name, catalog, host, progress, added=[winner])
+    complete = len(study.get_trials(states=(TrialState.COMPLETE,)))
+    return Found(winner, published, list(_frontier(tried, tries.cost)), own, done, done - complete)
+
+
+class _Tries:
+    """Builds and measures recipes in the search's own catalog; a reporter that sums up their progress."""
+
+    def __init__(
+        self,
+        spec_name: str,
+        spec: ModelSpec,
+        catalog: Catalog,
+        host: Host,
+        progress: Reporter,
+        objective: Objective,
+        trials: int,
+    ) -> None:
+        self.spec_name = spec_name
+        self.spec = spec
+        self.catalog = catalog
+        self.host = host
+        self.progress = progress
+        self.objective = objective
+        self.trials = trials
+        self.number = 0
+
+    def update(self, task: str, what: str, fraction: float) -> None:
+        """One line for all that the running trial does."""
+        done = (self.number + fraction) / self.trials
+        self.progress.update(_SEARCH, f"trial {self.number + 1} of {self.trials}: {what}", min(done, 1.0))
+
+    def finish(self, task: str, outcome: str) -> None:
+        """The end of a trial's part is no end of the search."""
+
+    def measure(self, recipe: Recipe) -> Standing:
+        """Builds and profiles a recipe.
+
+        Raises:
+            optuna.TrialPruned: It cannot be built or run; the message says why.
+        """
+        built = build(self.spec_name, self.catalog, self.host, self, added=[recipe])
+        if failure := built.failures.get(recipe.name):
+            raise optuna.TrialPruned(failure.reason)
+        standing = next(s for s in self.standings() if s.entry == built.card.find(recipe.name))
+        if standing.profile is None:
+            raise optuna.TrialPruned(standing.reason)
+        return standing
+
+    def standings(self) -> list[Standing]:
+        """All that was tried so far."""
+        return assess_model(self.catalog, self.spec.name, self.host)[1]
+
+    def reference(self, standings: list[Standing]) -> Standing:
+        """The uncompressed model among them."""
+        return next(s for s in standings if s.entry.id.recipe == self.spec.reference)
+
+    def cost(self, standing: Standing) -> float:
+        """Milliseconds per row or bytes, as the objective says."""
+        assert standing.profile is not None
+        assert standing.stored is not None
+        if self.objective == "size":
+            return float(standing.stored.scorecard.bytes)
+        return standing.profile.cost_ms(self.spec.profile_batch)
+
+    def value(self, standing: Standing, floor: float) -> float:
+        """What the sampler minimizes: cost against the reference's, and a price for missing quality."""
+        against = self.cost(self.reference(self.standings()))
+        return log(self.cost(standing) / against) + _PENALTY * max(0.0, floor - standing.ratio)
+
+
+def _study(folder: Path, name: str) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
+        study_name=name,
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=_STARTUP_TRIALS),
+    )
+    for left in study.get_trials(states=(TrialState.RUNNING,)):  # the run that it belonged to was cut off
+        study.tell(left.number, state=TrialState.FAIL)
+    # Another seed for each run, or the random trials of the first would be drawn again.
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), n_startup_trials=_STARTUP_TRIALS)
+    return study
+
+
+def _done(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
+def _try(study: optuna.Study, space: Space, tries: _Tries, floor: float) -> None:
+    """One trial: a short training first, the whole if it is promising."""
+    trial = study.ask()
+    recipe = space.suggest(trial, f"trial-{trial.number}")
+    try:
+        check(recipe, Form.TORCH)
+        if trains(recipe):
+            short = shortened(recipe, FIRST_SHARE)
+            early = tries.measure(Recipe(name=f"{recipe.name}-short", steps=short.steps))
+            trial.report(tries.value(early, floor), 0)
+            if trial.should_prune():
+                raise optuna.TrialPruned("worse than the median after the first epochs")
+        value = tries.value(tries.measure(recipe), floor)
+    except (optuna.TrialPruned, RecipeError, BuildError) as error:
+        trial.set_user_attr("reason", str(error))
+        study.tell(trial, state=TrialState.PRUNED)
+        return
+    study.tell(trial, value)
+
+
+def _frontier(tried: list[Standing], cost: Callable[[Standing], float]) -> Iterator[Standing]:
+    best = float("-inf")
+    for standing in sorted(tried, key=lambda s: (cost(s), -s.ratio)):
+        if standing.ratio > best:
+            best = standing.ratio
+            yield standing

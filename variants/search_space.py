@@ -1,0 +1,93 @@
+"""What `mipgate search` tries: recipes of one technique that shapes the network and one that stores it small.
+
+Pure: a trial's suggestions in, a recipe out. What a model cannot have is not suggested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from compression.distillation import IMITATIONS
+from compression.recipe import Recipe, Step, step
+from variants.spec import ModelSpec
+
+UNCHANGED = "unchanged"
+PRUNED = "prune-structured"
+FACTORIZED = "low-rank"
+FINISHES = ("none", "fp16", "int8-dynamic", "int8-static", "int8-qat")
+IMPORTANCES = ("l2", "taylor")
+CALIBRATIONS = ("minmax", "percentile")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The recipes that suit a model.
+
+    Attributes:
+        bodies: What shapes the network: nothing, pruning, factorization, or a student by name.
+        epochs: Passes over the training split of each training that a recipe has.
+    """
+
+    bodies: tuple[str, ...]
+    epochs: int
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Recipe:
+        """The recipe that a trial's suggestions make."""
+        body = trial.suggest_categorical("body", self.bodies)
+        finish = trial.suggest_categorical("finish", FINISHES)
+        return Recipe(name=name, steps=(*self._body(trial, body), *self._finish(trial, finish)))
+
+    def _body(self, trial: optuna.Trial, body: str) -> tuple[Step, ...]:
+        if body == UNCHANGED:
+            return ()
+        if body == PRUNED:
+            ratio = trial.suggest_float("prune.ratio", 0.2, 0.8, step=0.1)
+            importance = trial.suggest_categorical("prune.importance", IMPORTANCES)
+            return (
+                step(PRUNED, ratio=ratio, importance=importance, epochs=0),
+                self._taught("current", trial),
+            )
+        if body == FACTORIZED:
+            ratio = trial.suggest_float("low-rank.ratio", 0.2, 0.8, step=0.1)
+            return (step(FACTORIZED, ratio=ratio, epochs=0), self._taught("current", trial))
+        return (self._taught(body, trial),)
+
+    def _taught(self, student: str, trial: optuna.Trial) -> Step:
+        alpha = trial.suggest_float("distill.alpha", 0.5, 0.9, step=0.2)
+        return step("distill", student=student, alpha=alpha, epochs=self.epochs)
+
+    def _finish(self, trial: optuna.Trial, finish: str) -> tuple[Step, ...]:
+        if finish == "none":
+            return ()
+        if finish == "int8-static":
+            return (step(finish, calibration=trial.suggest_categorical("calibration", CALIBRATIONS)),)
+        if finish == "int8-qat":
+            return (step(finish, epochs=max(1, self.epochs // 4)),)
+        return (step(finish),)
+
+
+def space_of(spec: ModelSpec, epochs: int) -> Space:
+    """The space of a model: one that has no teacher for its kind keeps its shape."""
+    teachable = spec.training.loss in IMITATIONS
+    shapes = (PRUNED, FACTORIZED, *spec.students) if teachable else ()
+    return Space((UNCHANGED, *shapes), epochs)
+
+
+def shortened(recipe: Recipe, share: float) -> Recipe:
+    """The recipe with a share of its epochs: cheap enough to tell whether the whole is worth it."""
+    return Recipe(name=recipe.name, steps=tuple(_shortened(each, share) for each in recipe.steps))
+
+
+def trains(recipe: Recipe) -> bool:
+    """Whether a recipe has epochs that could be saved."""
+    return any(each.settings.get("epochs", 0) > 1 for each in recipe.steps)
+
+
+def _shortened(given: Step, share: float) -> Step:
+    epochs: Any = given.settings.get("epochs", 0)
+    if not epochs:
+        return given
+    return step(given.pass_name, **{**given.settings, "epochs": max(1, round(epochs * share))})
