@@ -10,10 +10,12 @@ from compression.precision import Float16
 from compression.pruning import StructuredPruning
 from compression.quantization import DynamicInt8, StaticInt8
 from compression.recipe import Step
+from compression.storage import Huffman
 
 PASSES: dict[str, type[AnyPass]] = {
     "distill": Distillation,
     "fp16": Float16,
+    "huffman": Huffman,
     "int8-dynamic": DynamicInt8,
     "int8-static": StaticInt8,
     "prune-structured": StructuredPruning,

@@ -13,7 +13,7 @@ from typing import Any
 
 from variants import document
 from variants.card import Card, Entry
-from variants.catalog import MODEL_FILE, Catalog, StoredVariant
+from variants.catalog import Catalog, StoredVariant
 from variants.frontier import TIE, dominates, fastest
 from variants.host import Host
 from variants.profile import Profile
@@ -197,7 +197,7 @@ def _describe_variant(standing: Standing) -> dict[str, Any]:
         card: Scorecard = stored.scorecard
         described |= {
             "artifact": {
-                "path": str(stored.folder / MODEL_FILE),
+                "path": str(stored.model_path),
                 "bytes": card.bytes,
                 "sha256": card.sha256,
                 "tag": entry.id.tag,

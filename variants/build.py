@@ -19,12 +19,12 @@ from variants.build_job import Job, Outcome, Planned, Prepared, Result
 from variants.card import Card, Entry, Failure
 from variants.catalog import (
     GOLDEN_FILE,
-    MODEL_FILE,
     SAMPLES_FILE,
     VALIDATION_FILE,
     Catalog,
     StoredVariant,
     card_files,
+    model_file,
 )
 from variants.home import subfolder
 from variants.host import Host
@@ -151,7 +151,7 @@ class _Builds:
             return
         created = datetime.now(UTC).isoformat(timespec="seconds")
         variant = Variant(self.id(plan), plan.steps, plan.lineage, created)
-        files = {name: folder / name for name in (MODEL_FILE, GOLDEN_FILE)}
+        files = {path.name: path for path in (model_file(folder), folder / GOLDEN_FILE)}
         self.stored[plan.recipe] = self.catalog.publish(variant, outcome.scorecard, files)
         self.fresh.append(plan.recipe)
         self.progress.finish(plan.recipe, f"built {plan.build}, {outcome.scorecard.bytes:,} bytes")

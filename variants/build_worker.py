@@ -12,8 +12,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-
 from compression.base import CompressionError, PassContext, PassRefusedError, Quality
 from compression.checkpoint import Checkpoints
 from compression.data import Split, Splits
@@ -23,9 +21,10 @@ from compression.pipeline import Compressed, compress, pass_versions
 from compression.recipe import Recipe
 from compression.registry import PASSES
 from compression.signature import Signature
+from compression.storage import save
 from variants import document
 from variants.build_job import Job, Outcome, Planned, Prepared, Result, build_key
-from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE
+from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE, model_file
 from variants.home import subfolder
 from variants.host import installed_version, this_host
 from variants.metrics import find_metric
@@ -92,8 +91,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     )
     try:
         compressed = compress(recipe, reference, context)
-        path = job.folder / MODEL_FILE
-        onnx.save_model(compressed.artifact.proto, path)
+        path = save(compressed.artifact, job.folder / MODEL_FILE)
         parity = verify(
             path,
             reference_runtime(this_host()),
@@ -150,7 +148,7 @@ def _exported(recipe: Recipe, compressed: Compressed) -> TorchModel | None:
 def _write_golden(folder: Path, splits: Splits) -> None:
     """Real rows with the outputs that this artifact gave for them where it was built."""
     rows = splits.calibration.take(slice(0, _GOLDEN_ROWS))
-    outputs = predict(open_session(folder / MODEL_FILE, reference_runtime(this_host())), rows)
+    outputs = predict(open_session(model_file(folder), reference_runtime(this_host())), rows)
     write_golden(folder / GOLDEN_FILE, rows.inputs, outputs)
 
 

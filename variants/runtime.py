@@ -15,6 +15,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from compression.container import PACKED_SUFFIX, expand
 from compression.signature import Array
 from variants.host import Host
 
@@ -173,10 +174,11 @@ def reference_runtime(host: Host) -> Runtime:
 
 
 def open_session(path: Path, runtime: Runtime) -> Session:
-    """Opens an ONNX file.
+    """Opens a model file: plain ONNX, or a packed one (`.mpk`), which is expanded in memory first.
 
     Raises:
-        RuntimeUnavailableError: The engine is unknown or missing here, or refuses the file.
+        RuntimeUnavailableError: The engine is unknown or missing here, or refuses the file; or a packed file
+            is damaged or would expand to more than it may.
     """
     engine = ENGINES.get(runtime.engine)
     if engine is None:
@@ -190,6 +192,7 @@ def open_session(path: Path, runtime: Runtime) -> Session:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     engine.configure(options, runtime)
     try:
-        return Session(ort.InferenceSession(path, options), runtime)
+        model = expand(path.read_bytes()) if path.suffix == PACKED_SUFFIX else path
+        return Session(ort.InferenceSession(model, options), runtime)
     except Exception as error:
         raise RuntimeUnavailableError(f"{runtime} refuses {path.name}: {error}") from error
