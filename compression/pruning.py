@@ -3,50 +3,66 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import numpy as np
 import torch
-import torch_pruning
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
-from compression.data import Split
+from compression.channels import (
+    EXAMPLE_ROWS,
+    LAYERS,
+    Survey,
+    Widths,
+    example_rows,
+    multiply_accumulates,
+    narrowed,
+    parameters_of,
+    widths_of,
+)
+from compression.finetuning import FineTuning, check_judged, quality_ratio
+from compression.importance import NORMS, Importance, check_importance, ranked_channels
 from compression.inspection import parameters
 from compression.model import Form, OnnxModel, TorchModel
-from compression.training import predict
+from compression.training import Objective, labels_objective, predict
 
-EXAMPLE_ROWS = 2
-NORMS = {"l1": 1, "l2": 2}
-# Ranked globally, a layer of small weights could lose all its channels.
-MOST_OF_A_LAYER = 0.9
-
-_PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# Nothing prunable is left beyond this: every group keeps one multiple of `round_to`.
+_LARGEST_RATIO = 0.99
+_BISECTIONS = 12
 
 
-class StructuredPruningSettings(Settings):
+class StructuredPruningSettings(FineTuning):
     """Settings of `prune-structured`.
 
     Attributes:
         ratio: Fraction of channels to remove, of each layer or of the whole model.
-        importance: Norm of its weights, over all layers that a channel runs through, that ranks it.
+        target_macs: Prune until at most this share of the multiply-accumulates is left, instead of `ratio`.
+        importance: What ranks the channels: see `importance.ranked_channels`.
         global_pruning: Ranks the channels of all layers together instead of layer by layer.
         round_to: What is left of a layer is the nearest multiple of this, and never less, as vector units
             like it. Narrower layers keep their width.
         ignore: Names of modules that keep their width, beside those that make the outputs.
-        epochs: Fine-tuning after pruning; 0 for none.
-        learning_rate: Peak learning rate of fine-tuning.
+        rounds: Prune and fine-tune so many times on the way to the target, ranking anew each time.
+        floor: Smallest quality on validation, over the reference's, that a round may end with; the last
+            round above it is kept. None for any.
+        slimming: Weight of the sum of absolute batch-normalization scales, learned to be few in
+            `slimming_epochs` before the first round; for `bn-gamma`.
+        slimming_epochs: Epochs of that.
+        epochs: Fine-tuning after each round; 0 for none.
     """
 
     ratio: float = Field(default=0.5, gt=0.0, lt=1.0)
-    importance: Literal["l1", "l2"] = "l2"
+    target_macs: float | None = Field(default=None, gt=0.0, lt=1.0)
+    importance: Importance = "l2"
     global_pruning: bool = False
     round_to: int = Field(default=8, ge=1)
     ignore: tuple[str, ...] = ()
-    epochs: int = Field(default=10, ge=0)
-    learning_rate: float = Field(default=1e-3, gt=0.0)
+    rounds: int = Field(default=1, ge=1)
+    floor: float | None = Field(default=None, gt=0.0, le=1.0)
+    slimming: float = Field(default=0.0, ge=0.0)
+    slimming_epochs: int = Field(default=5, ge=1)
 
 
 class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel]):
@@ -57,137 +73,219 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
     """
 
     name: ClassVar[str] = "prune-structured"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = StructuredPruningSettings
 
+    def __init__(self, settings: StructuredPruningSettings) -> None:
+        super().__init__(settings)
+        self._rounds: list[Facts] = []
+
     def requires(self, model: TorchModel, context: PassContext) -> None:
-        """Checks that there are layers to prune, and labels to fine-tune with."""
-        modules = dict(model.module.named_modules())
-        if unknown := sorted(set(self.settings.ignore) - modules.keys()):
+        """Checks that there are layers to prune, and what ranks, teaches and judges them."""
+        settings = self.settings
+        check_prunable(model, settings.ignore)
+        check_importance(settings.importance, model, context)
+        if settings.slimming and settings.importance != "bn-gamma":
             raise PassRefusedError(
-                f"there is no module {', '.join(unknown)}. Modules are {', '.join(filter(None, modules))}."
+                f"slimming teaches the scales that bn-gamma ranks by; {settings.importance} does not read "
+                "them. Set importance to bn-gamma, or slimming to 0."
             )
-        if sum(isinstance(module, _PRUNABLE) for module in modules.values()) < 2:
-            raise PassRefusedError(
-                "the model has fewer than two convolutions or linear layers: all its channels are outputs. "
-                "Use another technique."
-            )
-        if self.settings.epochs and context.splits.train.labels is None:
-            raise PassRefusedError(
-                "fine-tuning needs labels and train has none. Set epochs to 0 and let distill follow."
-            )
+        settings.check(context)
+        if settings.floor is not None:
+            check_judged(context, "floor")
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the narrower, fine-tuned model."""
-        pruned = TorchModel(copy.deepcopy(model.module).eval(), model.signature)
-        context.report("ranking channels", 0.0)
-        self._prune(pruned, context.splits.train)
-        if not self.settings.epochs:
-            return pruned
-        return context.fit(pruned, epochs=self.settings.epochs, learning_rate=self.settings.learning_rate)
-
-    def _prune(self, model: TorchModel, split: Split) -> None:
         settings = self.settings
-        frozen = {name for name, weight in model.module.named_parameters() if not weight.requires_grad}
-        module = model.module.requires_grad_(True)  # the dependency graph is read off the gradient graph
-        examples = _examples(model, split)
-        modules = dict(module.named_modules())
-        ignored = [*_output_layers(module, examples), *(modules[name] for name in settings.ignore)]
-        _Pruner(
-            module,
-            examples,
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=NORMS[settings.importance]),
-            global_pruning=settings.global_pruning,
-            pruning_ratio=settings.ratio,
-            max_pruning_ratio=max(MOST_OF_A_LAYER, settings.ratio),
-            ignored_layers=ignored,
-            round_to=settings.round_to,
-            # The library's defaults are shared between calls and keep the modules of earlier ones.
-            in_channel_groups={},
-            out_channel_groups={},
-            num_heads={},
-        ).step()
-        for name, weight in module.named_parameters():
-            weight.requires_grad_(name not in frozen)
+        self._rounds = []
+        original = widths_of(model.module)
+        before = multiply_accumulates(model, context.splits.train)
+        current = TorchModel(copy.deepcopy(model.module).eval(), model.signature)
+        if settings.slimming:
+            current = self._slim(current, context)
+        for number in range(1, settings.rounds + 1):
+            context.report(f"round {number}/{settings.rounds}: ranking channels", 0.0)
+            candidate = settings.fit(self._narrower(current, context, number, original, before), context)
+            entry: Facts = {"macs": multiply_accumulates(candidate, context.splits.train) / before}
+            if settings.floor is not None:
+                entry["quality_ratio"] = quality_ratio(candidate, context)
+                entry["kept"] = entry["quality_ratio"] >= settings.floor
+            self._rounds.append(entry)
+            if not entry.get("kept", True):
+                break
+            current = candidate
+        return current
+
+    def _slim(self, model: TorchModel, context: PassContext) -> TorchModel:
+        settings, own = self.settings, labels_objective(context.training)
+        objective = Objective(
+            own.train,
+            own.validation,
+            f"{own.key} slimming {settings.slimming}",
+            penalty=lambda module: settings.slimming * _scales(module),
+        )
+        return context.fit(
+            model, epochs=settings.slimming_epochs, learning_rate=settings.rate(context), objective=objective
+        )
+
+    def _narrower(
+        self, model: TorchModel, context: PassContext, number: int, original: Widths, macs: float
+    ) -> TorchModel:
+        """The model after the cut of a round: each takes away an equal share of what is left."""
+        settings = self.settings
+        found = ranked_channels(model, context, settings.importance, settings.ignore)
+        done = number / settings.rounds
+        if settings.target_macs is None:
+            widths = self._widths(found, 1.0 - (1.0 - settings.ratio) ** done, original)
+        else:
+            widths = self._widths_at(found, settings.target_macs**done * macs, original)
+        cut = narrowed(model, context.splits.train, found.groups, widths)
+        check_runs(cut, context)
+        return cut
+
+    def _widths(self, found: Survey, ratio: float, original: Widths) -> Widths:
+        choose = found.ranked if self.settings.global_pruning else found.uniform
+        return choose(ratio, original, self.settings.round_to)
+
+    def _widths_at(self, found: Survey, macs: float, original: Widths) -> Widths:
+        """Widths of the smallest ratio that leaves at most so many multiply-accumulates."""
+        low, high = 0.0, _LARGEST_RATIO
+        least = found.macs(self._widths(found, high, original))
+        if least > macs:
+            raise PassRefusedError(
+                f"with every prunable layer at its least width {least:.3g} multiply-accumulates are left; "
+                f"{macs:.3g} were asked for. Raise target_macs, lower round_to or ignore less."
+            )
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            if found.macs(self._widths(found, middle, original)) > macs:
+                low = middle
+            else:
+                high = middle
+        return self._widths(found, high, original)
 
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
-        """Checks that channels are gone while the outputs kept their shape."""
-        widths_before, widths_after = _widths(before.module), _widths(after.module)
-        narrower = {
-            name: [width, widths_after[name]]
-            for name, width in widths_before.items()
-            if widths_after.get(name) != width
-        }
-        size_before, size_after = _size(before.module), _size(after.module)
-        if not narrower or size_after >= size_before:
+        """Checks that channels are gone, down to the target or the floor, and outputs kept their shape."""
+        settings, rounds = self.settings, self._rounds
+        if rounds and not rounds[0].get("kept", True):
             raise BrokenPromiseError(
-                f"no channel was removed at ratio {self.settings.ratio} with round_to "
-                f"{self.settings.round_to}. Raise ratio or lower round_to."
+                f"the first round left {rounds[0]['quality_ratio']:.4f} of the reference's quality, under "
+                f"the floor of {settings.floor}. Take more rounds, prune less, or lower the floor."
             )
-        outputs = predict(after, context.splits.validation.take(slice(0, EXAMPLE_ROWS)))
-        for spec, output in zip(after.signature.outputs, outputs, strict=True):
-            if not spec.accepts_shape(output.shape):
-                raise BrokenPromiseError(
-                    f'output "{spec.name}" has shape {list(output.shape)} after pruning; the signature says '
-                    f"{spec.wire_shape}. Name the layers that make it in `ignore`."
-                )
-        return {"parameters_before": size_before, "parameters_after": size_after, "widths": narrower}
+        stopped = bool(rounds) and not rounds[-1].get("kept", True)
+        facts = width_facts(before, after, context)
+        if settings.target_macs is not None and not stopped:
+            check_macs(facts, settings.target_macs)
+        return {**facts, "rounds": rounds, "stopped_by_floor": stopped}
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
-        """Checks that the artifact stores about as few weights as were left, not as many as before.
-
-        Export folds and adds a few, so that the count need not be equal.
-        """
-        stored = parameters(artifact)
-        before, after = facts["parameters_before"], facts["parameters_after"]
-        if stored > (before + after) / 2:
-            raise BrokenPromiseError(
-                f"the artifact stores {stored} weights, nearer to the {before} before pruning than to the "
-                f"{after} after it. A later step replaced the pruned model: leave one of them out."
-            )
+        """Checks that the artifact stores about as few weights as were left, not as many as before."""
+        check_stored(facts, artifact)
 
 
-class _Pruner(torch_pruning.MetaPruner):  # type: ignore[misc]  # published without types
-    """The library's pruner with honest rounding (its version is pinned).
+def check_prunable(model: TorchModel, ignore: tuple[str, ...] = ()) -> None:
+    """Checks that channels can be removed from a model at all.
 
-    Its own always rounds widths down, so that a ratio of 0.05 removes half of a layer of 32 at multiples
-    of 16, and a ratio that would round a layer to nothing leaves it whole.
+    Raises:
+        PassRefusedError: A name in `ignore` is unknown, there are too few layers, or a parametrization of an
+            earlier pass has the shape of its weight.
     """
-
-    def _round_to(self, pruned: int, width: int, multiple: int) -> int:
-        kept = (width - pruned + multiple // 2) // multiple * multiple
-        return width - min(max(kept, multiple), width)
-
-
-def _examples(model: TorchModel, split: Split) -> tuple[Tensor, ...]:
-    device = next(model.module.parameters()).device
-    return tuple(
-        torch.from_numpy(np.ascontiguousarray(split.inputs[spec.name][:EXAMPLE_ROWS])).to(device)
-        for spec in model.signature.inputs
-    )
-
-
-def _output_layers(module: nn.Module, examples: tuple[Tensor, ...]) -> Iterator[nn.Module]:
-    """The layers whose channels run through to an output of the model."""
-    graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=examples)
-    for layer in module.modules():
-        if isinstance(layer, _PRUNABLE) and layer in graph.module2node:
-            prune_out = graph.get_pruner_of_module(layer).prune_out_channels
-            for dependency, _ in graph.get_pruning_group(layer, prune_out, idxs=[0]):
-                ends = not dependency.target.outputs
-                if ends and graph.is_out_channel_pruning_fn(dependency.handler):
-                    yield layer
-                    break
+    modules = dict(model.module.named_modules())
+    if unknown := sorted(set(ignore) - modules.keys()):
+        raise PassRefusedError(
+            f"there is no module {', '.join(unknown)}. Modules are {', '.join(filter(None, modules))}."
+        )
+    if sum(isinstance(module, LAYERS) for module in modules.values()) < 2:
+        raise PassRefusedError(
+            "the model has fewer than two convolutions or linear layers: all its channels are outputs. "
+            "Use another technique."
+        )
+    held = [name for name, module in modules.items() if parametrize.is_parametrized(module)]
+    if held:
+        raise PassRefusedError(
+            f"an earlier pass holds the weights of {', '.join(held)} in a parametrization of their shape, "
+            "such as a mask. Put passes that remove channels before those that mask or share weights."
+        )
 
 
-def _widths(module: nn.Module) -> dict[str, int]:
-    """Output channels of every layer that can be pruned, by module name."""
+def check_runs(model: TorchModel, context: PassContext) -> None:
+    """Checks that a narrower model still runs.
+
+    Raises:
+        PassRefusedError: The module reshapes to a width that is written in its code.
+    """
+    try:
+        with torch.no_grad():
+            model.module(*example_rows(model, context.splits.train))
+    except RuntimeError as error:
+        line = str(error).splitlines()[0]
+        raise PassRefusedError(
+            f"the module does not run with fewer channels ({line}): its code fixes a width. Name the layers "
+            "that make it in `ignore`."
+        ) from error
+
+
+def width_facts(before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
+    """What became narrower, with sizes and multiply-accumulates on both sides.
+
+    Raises:
+        BrokenPromiseError: Nothing did, or an output changed its shape.
+    """
+    wide, narrow = widths_of(before.module), widths_of(after.module)
+    narrower = {name: [width, narrow[name]] for name, width in wide.items() if narrow.get(name) != width}
+    size_before, size_after = parameters_of(before.module), parameters_of(after.module)
+    if not narrower or size_after >= size_before:
+        raise BrokenPromiseError(
+            "no channel was removed: rounding to a multiple, `ignore` or the floor left every layer as wide "
+            "as it was. Prune more or lower round_to."
+        )
+    outputs = predict(after, context.splits.validation.take(slice(0, EXAMPLE_ROWS)))
+    for spec, output in zip(after.signature.outputs, outputs, strict=True):
+        if not spec.accepts_shape(output.shape):
+            raise BrokenPromiseError(
+                f'output "{spec.name}" has shape {list(output.shape)} after pruning; the signature says '
+                f"{spec.wire_shape}. Name the layers that make it in `ignore`."
+            )
     return {
-        name: layer.weight.shape[0] for name, layer in module.named_modules() if isinstance(layer, _PRUNABLE)
+        "parameters_before": size_before,
+        "parameters_after": size_after,
+        "macs_before": multiply_accumulates(before, context.splits.train),
+        "macs_after": multiply_accumulates(after, context.splits.train),
+        "widths": narrower,
     }
 
 
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def check_macs(facts: Facts, target: float) -> None:
+    """Checks that at most the wanted share of multiply-accumulates is left.
+
+    Raises:
+        BrokenPromiseError: There are more.
+    """
+    share = facts["macs_after"] / facts["macs_before"]
+    if share > target * (1.0 + 1e-6):
+        raise BrokenPromiseError(
+            f"{share:.3f} of the multiply-accumulates are left; {target} were asked for. Lower round_to."
+        )
+
+
+def check_stored(facts: Facts, artifact: OnnxModel) -> None:
+    """Checks that an artifact stores about as few weights as were left. Export folds and adds a few.
+
+    Raises:
+        BrokenPromiseError: It stores nearly as many as before.
+    """
+    stored = parameters(artifact)
+    before, after = facts["parameters_before"], facts["parameters_after"]
+    if stored > (before + after) / 2:
+        raise BrokenPromiseError(
+            f"the artifact stores {stored} weights, nearer to the {before} before pruning than to the "
+            f"{after} after it. A later step replaced the pruned model: leave one of them out."
+        )
+
+
+def _scales(module: nn.Module) -> Tensor:
+    """Sum of the absolute scales of all batch normalizations."""
+    scales = [part.weight.abs().sum() for part in module.modules() if isinstance(part, NORMS) and part.affine]
+    return torch.stack(scales).sum()

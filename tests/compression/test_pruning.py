@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from itertools import pairwise
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
+from compression.channels import multiply_accumulates, narrowed
+from compression.data import Split, Splits
 from compression.export import export
+from compression.importance import Importance, ranked_channels
 from compression.inspection import flops
 from compression.model import OnnxModel, TorchModel
 from compression.pruning import StructuredPruning, StructuredPruningSettings
 from compression.signature import Signature, TensorSpec
 from compression.training import predict, seeded
 from tests.compression.small_digits import DIGITS, accuracy
+from variants.zoo.cifar10 import ResNet9
 
 
 def pruning(**settings: object) -> StructuredPruning:
@@ -37,7 +46,7 @@ def test_channels_are_gone_and_fine_tuning_brings_the_answers_back(
     assert accuracy(exported, context.splits.test) > 0.9
 
 
-@pytest.mark.parametrize("importance", ["l1", "l2"])
+@pytest.mark.parametrize("importance", get_args(Importance))
 @pytest.mark.parametrize("global_pruning", [False, True])
 def test_widths_stay_multiples_of_eight(
     importance: str, global_pruning: bool, reference: TorchModel, context: PassContext
@@ -127,3 +136,201 @@ def test_fine_tuning_without_labels_is_refused(reference: TorchModel, context: P
     bare = replace(context.splits, train=replace(context.splits.train, labels=None))
     with pytest.raises(PassRefusedError, match="needs labels"):
         pruning(epochs=2).requires(reference, replace(context, splits=bare))
+
+
+def planted(module: nn.Module, importance: str, channels: list[int]) -> None:
+    """Makes channels of the second convolution as worthless as this importance can tell."""
+    convolution, norm, after = module[4], module[5], module[8]
+    with torch.no_grad():
+        if importance in ("l1", "l2"):
+            convolution.weight[channels] *= 0.01
+            after.weight[:, channels] *= 0.01
+            norm.weight[channels] *= 0.01
+        elif importance == "taylor":
+            after.weight[:, channels] = 0.0
+            norm.weight[channels], norm.bias[channels] = 0.0, 0.0
+        elif importance == "bn-gamma":
+            norm.weight[channels] = 0.001
+        else:
+            convolution.weight[channels] = convolution.weight.mean(0)
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "taylor", "bn-gamma", "mean", "fpgm"])
+def test_the_worthless_channels_go_first(
+    importance: Importance, reference: TorchModel, context: PassContext
+) -> None:
+    worthless = [3, 4, 11, 17, 18, 19, 28, 31]
+    module = copy.deepcopy(reference.module)
+    planted(module, importance, worthless)
+    found = ranked_channels(TorchModel(module, DIGITS), context, importance)
+    group = next(group for group in found.groups if group.name == "4")
+    assert group.removed(24) == worthless
+
+
+def test_random_is_random_by_the_seed_alone(reference: TorchModel, context: PassContext) -> None:
+    prune = pruning(importance="random")
+    first, second = (prune.run(reference, context).weights_digest() for _ in range(2))
+    other = prune.run(reference, replace(context, seed=1)).weights_digest()
+    assert first == second != other
+
+
+def test_slimming_makes_scales_few_before_they_are_ranked(
+    reference: TorchModel, context: PassContext
+) -> None:
+    settings = {"importance": "bn-gamma", "ratio": 0.3, "round_to": 1, "learning_rate": 1e-2}
+    plain, slim = (
+        pruning(**settings, slimming=weight)._slim(reference, context).module for weight in (1e-6, 0.05)
+    )
+    scales = [
+        sum(part.weight.detach().abs().sum().item() for part in module if isinstance(part, nn.BatchNorm2d))
+        for module in (plain, slim)
+    ]
+    assert scales[1] < 0.9 * scales[0]
+    prune = pruning(**settings, slimming=0.05)
+    facts = prune.ensures(reference, prune.run(reference, context), context)
+    assert facts["widths"].keys() == {"1", "4", "8"}  # the linear layers have no scale
+    with pytest.raises(PassRefusedError, match="l2 does not read"):
+        pruning(slimming=1e-2).requires(reference, context)
+    with pytest.raises(PassRefusedError, match="no batch normalization"):
+        pruning(importance="bn-gamma").requires(TorchModel(TwoHeads(), DIGITS), context)
+
+
+@pytest.mark.parametrize("global_pruning", [False, True])
+def test_at_most_the_target_of_multiply_accumulates_is_left(
+    global_pruning: bool, reference: TorchModel, artifact: OnnxModel, context: PassContext
+) -> None:
+    prune = pruning(target_macs=0.5, global_pruning=global_pruning, round_to=4)
+    narrow = prune.run(reference, context)
+    facts = prune.ensures(reference, narrow, context)
+    assert 0.35 < facts["macs_after"] / facts["macs_before"] <= 0.5
+    assert facts["macs_before"] * 2 == flops(artifact)
+    assert facts["macs_after"] * 2 == flops(export(narrow))
+    with pytest.raises(PassRefusedError, match="at its least width"):
+        pruning(target_macs=0.01, round_to=16).run(reference, context)
+
+
+def test_rounds_go_to_the_target_step_by_step(reference: TorchModel, context: PassContext) -> None:
+    prune = pruning(target_macs=0.25, rounds=2, epochs=2, round_to=4, importance="taylor", floor=0.5)
+    prune.requires(reference, context)
+    narrow = prune.run(reference, context)
+    facts = prune.ensures(reference, narrow, context)
+    shares = [entry["macs"] for entry in facts["rounds"]]
+    assert 0.25 < shares[0] <= 0.5
+    assert shares[1] <= 0.25
+    assert not facts["stopped_by_floor"]
+    assert accuracy(export(narrow), context.splits.test) > 0.85
+
+
+def test_the_last_round_above_the_floor_is_kept(reference: TorchModel, context: PassContext) -> None:
+    prune = pruning(ratio=0.97, rounds=4, epochs=3, floor=0.8, round_to=1, learning_rate=3e-3)
+    narrow = prune.run(reference, context)
+    facts = prune.ensures(reference, narrow, context)
+    *kept, last = facts["rounds"]
+    assert facts["stopped_by_floor"]
+    assert all(entry["quality_ratio"] >= 0.8 for entry in kept)
+    assert last["quality_ratio"] < 0.8
+    assert facts["macs_after"] / facts["macs_before"] == kept[-1]["macs"]
+    prune = pruning(ratio=0.9, floor=0.99)
+    with pytest.raises(BrokenPromiseError, match="the first round left"):
+        prune.ensures(reference, prune.run(reference, context), context)
+    with pytest.raises(PassRefusedError, match="needs a metric"):
+        prune.requires(reference, replace(context, quality=None))
+
+
+def test_the_reference_can_teach_what_is_left(reference: TorchModel, context: PassContext) -> None:
+    bare = replace(context.splits, train=replace(context.splits.train, labels=None))
+    unlabelled = replace(context, splits=bare)
+    prune = pruning(epochs=3, teacher=1.0)
+    prune.requires(reference, unlabelled)
+    assert accuracy(export(prune.run(reference, unlabelled)), context.splits.test) > 0.85
+
+
+def images(count: int, shape: tuple[int, ...], dtype: type[np.generic]) -> Splits:
+    """Random rows with random labels."""
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 255, (4 * count, *shape)).astype(dtype)
+    cuts = [rows[a:b] for a, b in pairwise(range(0, 5 * count, count))]
+    return Splits(*(Split({"image": part}, random.integers(0, 10, count)) for part in cuts))
+
+
+def test_a_residual_network_on_raw_pixels_keeps_its_sums(context: PassContext) -> None:
+    signature = Signature((TensorSpec("image", "uint8", ("batch", 32, 32, 3)),), DIGITS.outputs)
+    with seeded(0):
+        model = TorchModel(ResNet9(16), signature)
+    pixels = replace(context, splits=images(8, (32, 32, 3), np.uint8))
+    prune = pruning(target_macs=0.5, importance="taylor", global_pruning=True)
+    prune.requires(model, pixels)
+    narrow = prune.run(model, pixels)
+    facts = prune.ensures(model, narrow, pixels)
+    assert facts["macs_after"] <= 0.5 * facts["macs_before"]
+    assert all(width % 8 == 0 for _, width in facts["widths"].values())
+
+
+class Grouped(nn.Sequential):
+    """Depthwise and grouped convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Unflatten(1, (1, 8, 8)),
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1, groups=16),
+            nn.BatchNorm2d(16),
+            nn.Conv2d(16, 32, 1),
+            nn.Conv2d(32, 64, 3, groups=4),
+            nn.GroupNorm(4, 64),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, 10),
+        )
+
+
+@pytest.mark.parametrize("importance", ["l2", "taylor", "fpgm"])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_grouped_and_depthwise_convolutions_shrink_together(
+    importance: str, round_to: int, context: PassContext
+) -> None:
+    with seeded(0):
+        model = TorchModel(Grouped(), DIGITS)
+    prune = pruning(importance=importance, round_to=round_to, ratio=0.5)
+    narrow = prune.run(model, context)
+    facts = prune.ensures(model, narrow, context)
+    assert facts["widths"] == {"1": [16, 8], "2": [16, 8], "4": [32, 16], "5": [64, 32]}
+    found = ranked_channels(model, context, "l2")
+    widths = {group.name: group.rounded(group.width * 0.75, 4) for group in found.groups}
+    smaller = narrowed(model, context.splits.train, found.groups, widths)
+    assert multiply_accumulates(smaller, context.splits.train) == pytest.approx(found.macs(widths))
+
+
+class Attention(nn.Module):
+    """A transformer's block whose heads are cut out of linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 32)
+        self.query, self.key, self.value = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.mixed, self.norm = nn.Linear(32, 32), nn.LayerNorm(32)
+        self.up, self.down, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(image.view(-1, 8, 8))
+        shape = (*tokens.shape[:2], -1, 8)
+        heads = [layer(tokens).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)]
+        seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        tokens = self.norm(tokens + self.mixed(seen))
+        tokens = tokens + self.down(torch.relu(self.up(tokens)))
+        return self.head(tokens.mean(1))
+
+
+def test_attention_heads_stay_whole(context: PassContext) -> None:
+    with seeded(0):
+        model = TorchModel(Attention(), DIGITS)
+    prune = pruning()
+    facts = prune.ensures(model, prune.run(model, context), context)
+    assert facts["widths"] == {name: [32, 16] for name in ("embed", "mixed", "down")} | {"up": [64, 32]}
+
+
+def test_masked_weights_are_refused(reference: TorchModel, context: PassContext) -> None:
+    masked = copy.deepcopy(reference.module)
+    parametrize.register_parametrization(masked[4], "weight", nn.Identity())
+    with pytest.raises(PassRefusedError, match=r"holds the weights of 4 .* before those that mask"):
+        pruning().requires(TorchModel(masked, DIGITS), context)

@@ -1,0 +1,297 @@
+"""Channels that can only go together, what they cost, and the module without some of them.
+
+The dependency graph is that of Fang et al. 2023, "DepGraph: Towards Any Structural Pruning".
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from compression.data import Split
+from compression.model import TorchModel
+
+EXAMPLE_ROWS = 2
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# Ranked globally, a layer of small weights could lose all its channels.
+MOST_OF_A_LAYER = 0.9
+
+# What the library calls a group: the channels of one layer with all that depends on them.
+LibraryGroup = Any
+# How much each channel of a group matters, `(width,)`; None for a group that the technique cannot rank.
+Score = Callable[[LibraryGroup], Tensor | None]
+# Widths to keep, by the name of the group.
+Widths = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels of one layer, and of all layers that add to them or read them.
+
+    Attributes:
+        name: The layer that makes them.
+        width: How many there are.
+        parts: As many equal parts lose the same channels each, for grouped convolutions.
+        scores: How much each channel of a part matters, `(width / parts,)`, 1 on average.
+        makes: Channels of this group among the outputs of each layer.
+        reads: Channels of this group among the inputs of each layer.
+    """
+
+    name: str
+    width: int
+    parts: int
+    scores: Tensor
+    makes: Mapping[str, int]
+    reads: Mapping[str, int]
+
+    def rounded(self, wanted: float, multiple: int) -> int:
+        """The nearest width that divides by the parts and the multiple, and is never nothing."""
+        step = math.lcm(multiple, self.parts)
+        return min(max((int(wanted) + step // 2) // step * step, step), self.width)
+
+    def removed(self, kept: int) -> list[int]:
+        """The least important channels beyond so many."""
+        units = self.width // self.parts
+        least = torch.argsort(self.scores, stable=True)[: (self.width - kept) // self.parts].tolist()
+        return sorted(part * units + unit for part in range(self.parts) for unit in least)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a model's channels cost and how much they matter.
+
+    Attributes:
+        groups: All channels that may go.
+        layers: Multiply-accumulates, input and output channels of each layer.
+        other: Multiply-accumulates outside layers, such as attention's.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: Mapping[str, tuple[float, int, int]]
+    other: float
+
+    def macs(self, widths: Widths) -> float:
+        """Multiply-accumulates for one row at these widths; groups that are not named keep theirs."""
+        made: defaultdict[str, float] = defaultdict(float)
+        read: defaultdict[str, float] = defaultdict(float)
+        for group in self.groups:
+            gone = 1.0 - widths.get(group.name, group.width) / group.width
+            for name, channels in group.makes.items():
+                made[name] += channels * gone
+            for name, channels in group.reads.items():
+                read[name] += channels * gone
+        return self.other + sum(
+            macs * (1.0 - read[name] / inputs) * (1.0 - made[name] / outputs)
+            for name, (macs, inputs, outputs) in self.layers.items()
+        )
+
+    def uniform(self, ratio: float, original: Widths, multiple: int) -> dict[str, int]:
+        """Widths without that fraction of every group's original channels."""
+        return {
+            group.name: group.rounded(original[group.name] * (1.0 - ratio), multiple) for group in self.groups
+        }
+
+    def ranked(self, ratio: float, original: Widths, multiple: int) -> dict[str, int]:
+        """Widths without the least important of all groups' channels, a fraction of the original ones."""
+        scores = torch.cat([group.scores for group in self.groups])
+        units = sum(original[group.name] // group.parts for group in self.groups)
+        removed = len(scores) - int(units * (1.0 - ratio))
+        if removed <= 0:
+            return {group.name: group.width for group in self.groups}
+        threshold = torch.sort(scores).values[removed - 1]
+        least = 1.0 - max(MOST_OF_A_LAYER, ratio)
+        return {
+            group.name: group.rounded(
+                max(int((group.scores > threshold).sum()) * group.parts, original[group.name] * least),
+                multiple,
+            )
+            for group in self.groups
+        }
+
+
+def survey(model: TorchModel, split: Split, score: Score, ignore: Sequence[str] = ()) -> Survey:
+    """The channels of a model that may go, ranked; its parameters must require gradients.
+
+    Left out are channels that run to an output, those of ignored layers, and those that the module cuts
+    into attention heads, where a missing channel would shift all others into another head.
+    """
+    module, examples = model.module, example_rows(model, split)
+    names = {layer: name for name, layer in module.named_modules()}
+    kept = {part for name in ignore for part in module.get_submodule(name).modules()}
+    kept |= _layers_cut_into_heads(module, examples)
+    graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=examples)
+    groups = []
+    for members in graph.get_all_groups():
+        if _may_go(graph, members, kept) and (scores := score(members)) is not None:
+            groups.append(_described(graph, members, scores, names))
+    layers = _layer_costs(module, examples, names)
+    other = multiply_accumulates(model, split) - sum(macs for macs, _, _ in layers.values())
+    return Survey(tuple(groups), layers, other)
+
+
+def narrowed(model: TorchModel, split: Split, groups: Sequence[ChannelGroup], widths: Widths) -> TorchModel:
+    """A copy of the model whose groups have these widths, without their least important channels.
+
+    Args:
+        model: What the groups were found in.
+        split: Where example rows come from.
+        groups: The ranked groups of `survey`.
+        widths: What is left of each; groups that are not named keep theirs.
+    """
+    copied = traceable(model)
+    module = copied.module
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        module, example_inputs=example_rows(copied, split)
+    )
+    for group in groups:
+        if removed := group.removed(widths.get(group.name, group.width)):
+            layer = module.get_submodule(group.name)
+            prune = graph.get_pruner_of_module(layer).prune_out_channels
+            graph.get_pruning_group(layer, prune, idxs=removed).prune()
+    learned = {name: weight.requires_grad for name, weight in model.module.named_parameters()}
+    for name, weight in module.named_parameters():
+        weight.grad = None
+        weight.requires_grad_(learned[name])
+    return copied
+
+
+def traceable(model: TorchModel) -> TorchModel:
+    """A copy in eval mode that requires all gradients: the dependency graph is read off their graph."""
+    return replace(model, module=copy.deepcopy(model.module).eval().requires_grad_(True))
+
+
+def example_rows(model: TorchModel, split: Split) -> tuple[Tensor, ...]:
+    """A few real rows on the model's device, inputs in signature order."""
+    device = next(model.module.parameters()).device
+    return tuple(
+        torch.from_numpy(np.ascontiguousarray(split.inputs[spec.name][:EXAMPLE_ROWS])).to(device)
+        for spec in model.signature.inputs
+    )
+
+
+def multiply_accumulates(model: TorchModel, split: Split) -> float:
+    """Multiply-accumulates for one row, counted while the module runs."""
+    examples = example_rows(model, split)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.module(*examples)
+    return float(counter.get_total_flops()) / 2 / len(examples[0])
+
+
+def widths_of(module: nn.Module) -> dict[str, int]:
+    """Output channels of every layer that can be pruned, by module name."""
+    return {
+        name: layer.weight.shape[0] for name, layer in module.named_modules() if isinstance(layer, LAYERS)
+    }
+
+
+def parameters_of(module: nn.Module) -> int:
+    """How many parameters a module has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _may_go(graph: Any, members: LibraryGroup, kept: set[nn.Module]) -> bool:
+    for dependency, _ in members:
+        makes = graph.is_out_channel_pruning_fn(dependency.handler)
+        layer = dependency.target.module
+        if (makes and (layer in kept or not dependency.target.outputs)) or isinstance(
+            layer, nn.MultiheadAttention
+        ):
+            return False
+    return True
+
+
+def _described(
+    graph: Any, members: LibraryGroup, scores: Tensor, names: Mapping[nn.Module, str]
+) -> ChannelGroup:
+    parts = 1
+    makes: dict[str, int] = {}
+    reads: dict[str, int] = {}
+    for dependency, channels in members:
+        layer = dependency.target.module
+        if layer not in names:
+            continue
+        makes_them = graph.is_out_channel_pruning_fn(dependency.handler)
+        if isinstance(layer, LAYERS):
+            (makes if makes_them else reads)[names[layer]] = len(channels)
+        if getattr(layer, "groups", 1) == getattr(layer, "out_channels", None):
+            continue  # a depthwise convolution loses any channel with its own filter
+        pruner = graph.get_pruner_of_module(layer)
+        cut = pruner.get_out_channel_groups(layer) if makes_them else pruner.get_in_channel_groups(layer)
+        parts = math.lcm(parts, cut)
+    means = scores.detach().cpu().reshape(parts, -1).mean(0)
+    name = names[members[0].dep.target.module]
+    return ChannelGroup(name, len(scores), parts, means / (means.mean() + 1e-12), makes, reads)
+
+
+def _layer_costs(
+    module: nn.Module, examples: tuple[Tensor, ...], names: Mapping[nn.Module, str]
+) -> dict[str, tuple[float, int, int]]:
+    costs: dict[str, tuple[float, int, int]] = {}
+
+    def record(layer: nn.Module, _: object, output: Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        inputs = weight.shape[1] * int(getattr(layer, "groups", 1))
+        macs = output.numel() / len(examples[0]) * weight[0].numel()
+        earlier = costs.get(names[layer], (0.0, 0, 0))[0]
+        costs[names[layer]] = (earlier + macs, inputs, weight.shape[0])
+
+    with torch.no_grad(), _hooks(module, record):
+        module(*examples)
+    return costs
+
+
+def _layers_cut_into_heads(module: nn.Module, examples: tuple[Tensor, ...]) -> set[nn.Module]:
+    """Layers whose output channels are reshaped into several axes at once."""
+    made: dict[int, tuple[nn.Module, Tensor]] = {}
+    cut: set[nn.Module] = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+            result = function(*args, **(kwargs or {}))
+            reshapes = getattr(function, "__name__", "") in ("view", "reshape", "unflatten")
+            if reshapes and args and id(args[0]) in made:
+                layer, given = made[id(args[0])]
+                axis = -1 if isinstance(layer, nn.Linear) else 1
+                if result.ndim > given.ndim and result.shape[axis] != given.shape[axis]:
+                    cut.add(layer)
+            return result
+
+    def record(layer: nn.Module, _: object, output: Tensor) -> None:
+        made[id(output)] = (layer, output)
+
+    with torch.no_grad(), _hooks(module, record), Watch():
+        module(*examples)
+    return cut
+
+
+class _hooks:
+    """Calls a function after each layer's forward pass inside the block."""
+
+    def __init__(self, module: nn.Module, function: Callable[[nn.Module, object, Tensor], None]) -> None:
+        self.module = module
+        self.function = function
+
+    def __enter__(self) -> None:
+        layers = (layer for layer in self.module.modules() if isinstance(layer, LAYERS))
+        self.handles = [layer.register_forward_hook(self.function) for layer in layers]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer whose channels or weights a pass may remove, with its name."""
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LAYERS))
