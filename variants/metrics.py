@@ -38,7 +38,7 @@ class Metric:
         value: The metric of mean statistics `(..., k)`, of shape `(...)`.
         without_labels: Name of the metric that takes its place where nothing is labelled.
         is_proportion: Whether the value is a share of rows that are right.
-        judges_classes: Whether answers are classes, so that a confusion matrix says which are mistaken.
+        answers: The class of each answer, from outputs and the labels' shape; None for numbers.
         needs_reference: Whether the reference's outputs, by name, take the labels' place.
     """
 
@@ -48,7 +48,7 @@ class Metric:
     value: Callable[[Floats], Floats]
     without_labels: str = "fidelity"
     is_proportion: bool = False
-    judges_classes: bool = False
+    answers: Callable[[Outputs, tuple[int, ...] | None], Integers] | None = None
     needs_reference: bool = False
 
     def of(self, outputs: Outputs, labels: Array | Outputs) -> float:
@@ -150,13 +150,26 @@ def _of_output(metric: Metric, name: str, output: str) -> Metric:
         truth = {output: labels[output]} if metric.needs_reference else labels
         return metric.rows({output: outputs[output]}, truth)
 
-    return replace(metric, name=name, rows=rows, without_labels=f"{metric.without_labels}@{output}")
+    def answers(outputs: Outputs, labels_shape: tuple[int, ...] | None) -> Integers:
+        return predicted_classes(outputs[output], labels_shape)
+
+    return replace(
+        metric,
+        name=name,
+        rows=rows,
+        without_labels=f"{metric.without_labels}@{output}",
+        answers=metric.answers and answers,
+    )
 
 
 def _per_row(values: Array) -> Floats:
     """Means over everything but the rows, `(rows, 1)`."""
     means: Floats = values.astype(np.float64).reshape(len(values), -1).mean(axis=1, keepdims=True)
     return means
+
+
+def _answers(outputs: Outputs, labels_shape: tuple[int, ...] | None) -> Integers:
+    return predicted_classes(first_output(outputs), labels_shape)
 
 
 def _correct(outputs: Outputs, labels: Array) -> Floats:
@@ -296,21 +309,21 @@ def _only(means: Floats) -> Floats:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, _correct, _only, "agreement", is_proportion=True, judges_classes=True),
+        Metric("accuracy", True, _correct, _only, "agreement", is_proportion=True, answers=_answers),
         Metric(
-            "top5-accuracy", True, _among_top, _only, "agreement", is_proportion=True, judges_classes=True
+            "top5-accuracy", True, _among_top, _only, "agreement", is_proportion=True, answers=_answers
         ),
         # The mean of the classes' recalls, also called macro recall.
-        Metric("balanced-accuracy", True, _recall_rows, _mean_share, "agreement", judges_classes=True),
-        Metric("macro-f1", True, _f1_rows, _mean_share, "agreement", judges_classes=True),
-        Metric("mean-iou", True, _iou_rows, _mean_share, "agreement", judges_classes=True),
+        Metric("balanced-accuracy", True, _recall_rows, _mean_share, "agreement", answers=_answers),
+        Metric("macro-f1", True, _f1_rows, _mean_share, "agreement", answers=_answers),
+        Metric("mean-iou", True, _iou_rows, _mean_share, "agreement", answers=_answers),
         Metric("mse", False, _squared_error, _only),
         Metric("mae", False, _absolute_error, _only),
         Metric("r2", True, _variance_rows, _explained),
         # Against the reference instead of labels.
         Metric(
             "agreement", True, _agreeing, _only, "agreement",
-            is_proportion=True, judges_classes=True, needs_reference=True,
+            is_proportion=True, answers=_answers, needs_reference=True,
         ),
         Metric("fidelity", True, _deviation_rows, _closeness, needs_reference=True),
     )

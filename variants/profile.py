@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, log
 
+from variants.confusion import Cells
 from variants.quality import Estimate
+from variants.robustness import Robustness
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _RANKING_BATCHES = (1, 8)
@@ -20,6 +22,11 @@ class Latency:
     p95: float
     p99: float
 
+    @property
+    def jitter(self) -> float:
+        """How far the slowest calls are from the usual ones: (p99 - p50) / p50."""
+        return (self.p99 - self.p50) / self.p50 if self.p50 else 0.0
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -30,12 +37,18 @@ class Quality:
         test: What is only reported.
         agreement: Share of test rows whose answer is the reference's.
         max_abs_error: Largest difference from the reference's outputs on test.
+        metric: The metric that was measured: without labels another than the model's own.
+        confusion: By split, how often a classifier answers what for which label.
+        robustness: Quality on disturbed validation rows, where inputs can be disturbed.
     """
 
     validation: Estimate
     test: Estimate
     agreement: float
     max_abs_error: float
+    metric: str = ""
+    confusion: dict[str, Cells] = field(default_factory=dict)
+    robustness: list[Robustness] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Profile:
         latency_ms: Percentiles by batch size.
         quality: Quality there.
         taken: ISO 8601 time, UTC.
+        golden_deviation: Largest difference from the golden rows' outputs when quality was measured, as
+            `variants.golden.deviation` has it; None when it was not recorded.
     """
 
     runtime: str
@@ -61,6 +76,7 @@ class Profile:
     latency_ms: dict[int, Latency]
     quality: Quality
     taken: str
+    golden_deviation: float | None = None
 
     def predict_ms(self, rows: int) -> float:
         """Median time of a call with this many rows.

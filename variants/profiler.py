@@ -56,6 +56,13 @@ def profile_variants(
 
     One measurement runs at a time on the whole host, whatever else builds: it would measure its neighbours.
     """
+    with tempfile.TemporaryDirectory(dir=subfolder("work")) as shared:
+        return _profile_all(bench, stored, host, progress, Path(shared))
+
+
+def _profile_all(
+    bench: Bench, stored: Sequence[StoredVariant], host: Host, progress: Reporter, shared: Path
+) -> Measurements:
     measurements = Measurements()
     runtimes = available_runtimes(host)
     for item in stored:
@@ -64,7 +71,7 @@ def profile_variants(
         for number, runtime in enumerate(allowed):
             progress.update(item.variant.id.recipe, f"profiling on {runtime}", number / len(allowed))
             try:
-                profile = _measure(bench, item, runtime, host)
+                profile = _measure(bench, item, runtime, host, shared)
             except WorkerError as error:
                 log.warning("%s does not run on %s: %s", item.variant.id, runtime, error)
                 measurements.refusals.setdefault(version, {})[str(runtime)] = str(error)
@@ -126,7 +133,7 @@ def _is_allowed(runtime: Runtime, item: StoredVariant, reference: StoredVariant)
     return runtime.precision == "f32" or item.variant.id != reference.variant.id
 
 
-def _measure(bench: Bench, item: StoredVariant, runtime: Runtime, host: Host) -> Profile:
+def _measure(bench: Bench, item: StoredVariant, runtime: Runtime, host: Host, shared: Path) -> Profile:
     job = ProfilingJob(
         artifact=item.model_path,
         runtime=runtime,
@@ -135,6 +142,8 @@ def _measure(bench: Bench, item: StoredVariant, runtime: Runtime, host: Host) ->
         reference_runtime=reference_runtime(host),
         validation=bench.validation,
         test=bench.test,
+        golden=item.golden_path,
+        folder=shared,
     )
     lock = FileLock(subfolder("locks") / "profile.lock")
     with lock, tempfile.TemporaryDirectory(dir=subfolder("work")) as folder:

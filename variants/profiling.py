@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ import psutil
 from compression.data import Split
 from compression.signature import Array
 from variants import document
-from variants.metrics import find_metric
-from variants.profile import BATCH_SIZES, Latency, Profile, Quality
-from variants.quality import agreement, estimate, max_abs_error
+from variants.golden import deviation
+from variants.judgement import Predict, ReferenceAnswers, judge
+from variants.profile import BATCH_SIZES, Latency, Profile
 from variants.runtime import Runtime, Session, open_session
-from variants.samples import read_split
+from variants.samples import read_golden, read_split
 
 # Batch sizes are timed in turn, several times over, so that a machine's drift touches all of them alike.
 _ROUNDS = 3
@@ -46,6 +47,8 @@ class ProfilingJob:
         reference_runtime: Where the reference's outputs are defined.
         validation: Labelled rows that selection reads.
         test: Labelled rows that are only reported.
+        golden: Rows with the outputs that the artifact gave where it was built.
+        folder: Where the reference's answers are kept from one job to the next.
     """
 
     artifact: Path
@@ -55,6 +58,8 @@ class ProfilingJob:
     reference_runtime: Runtime
     validation: Path
     test: Path
+    golden: Path
+    folder: Path
 
 
 def measure(job: ProfilingJob) -> Profile:
@@ -62,7 +67,7 @@ def measure(job: ProfilingJob) -> Profile:
 
     Raises:
         RuntimeUnavailableError: The runtime refuses the artifact.
-        ValueError: The outputs are not finite, or are not the reference's by name.
+        ValueError: The outputs are not finite, or the metric does not fit them.
     """
     process = psutil.Process()
     validation, test = read_split(job.validation), read_split(job.test)
@@ -74,7 +79,7 @@ def measure(job: ProfilingJob) -> Profile:
     session.run(first_row)
     memory = max(0, process.memory_info().rss - before)
     latency = time_batches(session, {size: repeat_rows(validation, size) for size in BATCH_SIZES})
-    reference = open_session(job.reference, job.reference_runtime)
+    answers = ReferenceAnswers(job.folder, _reference(job))
     return Profile(
         runtime=job.runtime.engine,
         precision=job.runtime.precision,
@@ -82,8 +87,9 @@ def measure(job: ProfilingJob) -> Profile:
         load_s=load_s,
         memory_bytes=memory,
         latency_ms=latency,
-        quality=_judge(job, session, reference, validation, test),
+        quality=judge(job.metric, partial(predict, session), answers, validation, test),
         taken=datetime.now(UTC).isoformat(timespec="seconds"),
+        golden_deviation=_golden_deviation(session, job.golden),
     )
 
 
@@ -134,18 +140,18 @@ def predict(session: Session, split: Split) -> dict[str, Array]:
     return {name: np.concatenate(column) for name, column in zip(session.output_names, columns, strict=True)}
 
 
-def _judge(
-    job: ProfilingJob, session: Session, reference: Session, validation: Split, test: Split
-) -> Quality:
-    metric = find_metric(job.metric)
-    estimates, on_test = [], {}
-    for split in (validation, test):
-        ours, theirs = predict(session, split), predict(reference, split)
-        if broken := [name for name, array in ours.items() if not np.isfinite(array).all()]:
-            raise ValueError(f'output "{broken[0]}" holds values that are not finite on {job.runtime}')
-        estimates.append(estimate(metric, ours, theirs, split.labels))
-        on_test = {"agreement": agreement(ours, theirs), "max_abs_error": max_abs_error(ours, theirs)}
-    return Quality(validation=estimates[0], test=estimates[1], **on_test)
+def _reference(job: ProfilingJob) -> Predict:
+    """Answers of the reference, opened when it is first asked."""
+
+    def answer(split: Split) -> dict[str, Array]:
+        return predict(open_session(job.reference, job.reference_runtime), split)
+
+    return answer
+
+
+def _golden_deviation(session: Session, golden: Path) -> float:
+    inputs, outputs = read_golden(golden)
+    return deviation(session.run_named(inputs), outputs)
 
 
 def main() -> None:

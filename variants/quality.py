@@ -52,6 +52,13 @@ def judged_by(metric: Metric, labels: Array | None) -> Metric:
     return metric if labels is not None else find_metric(metric.without_labels)
 
 
+def truth(metric: Metric, reference: Outputs, labels: Array | None) -> Array | Outputs:
+    """What a metric that can be measured holds answers against: the labels, or the reference's outputs."""
+    if metric.needs_reference or labels is None:
+        return reference
+    return labels
+
+
 def estimate(
     metric: Metric, outputs: Outputs, reference: Outputs, labels: Array | None, seed: int = 0
 ) -> Estimate:
@@ -72,8 +79,8 @@ def estimate(
         MetricError: The metric does not fit the outputs or labels.
     """
     metric = judged_by(metric, labels)
-    truth = reference if metric.needs_reference else labels
-    rows, reference_rows = metric.rows(outputs, truth), metric.rows(reference, truth)
+    against = truth(metric, reference, labels)
+    rows, reference_rows = metric.rows(outputs, against), metric.rows(reference, against)
     value, base = float(metric.value(rows.mean(axis=0))), float(metric.value(reference_rows.mean(axis=0)))
     if metric.is_proportion and _is_binary(rows) and _is_binary(reference_rows):
         low, high = wilson(value, len(rows))
