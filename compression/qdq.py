@@ -164,10 +164,11 @@ def _drop_idle_pairs(graph: onnx.GraphProto, operators: Collection[str], left_ou
         graph.node.remove(rounded)
         graph.node.remove(restore)
         product.output[0] = restore.output[0]
-    _drop_unread(graph)
+    drop_unread(graph)
 
 
-def _drop_unread(graph: onnx.GraphProto) -> None:
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Removes stored tensors that no node reads, in place."""
     read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)

@@ -5,20 +5,27 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from compression.base import AnyPass, CompressionError
+from compression.clustering import Cluster
 from compression.distillation import Distillation
 from compression.precision import Float16
 from compression.pruning import StructuredPruning
 from compression.quantization import DynamicInt8, StaticInt8
 from compression.recipe import Step
+from compression.smoothing import SmoothQuant
+from compression.sparsity import SemiStructuredPruning, UnstructuredPruning
 from compression.storage import Huffman
 
 PASSES: dict[str, type[AnyPass]] = {
+    "cluster": Cluster,
     "distill": Distillation,
     "fp16": Float16,
     "huffman": Huffman,
     "int8-dynamic": DynamicInt8,
+    "int8-smoothquant": SmoothQuant,
     "int8-static": StaticInt8,
+    "prune-nm": SemiStructuredPruning,
     "prune-structured": StructuredPruning,
+    "prune-unstructured": UnstructuredPruning,
 }
 
 
