@@ -21,6 +21,8 @@ OPSET = 18
 # An example of one row would make the exporter believe that the batch is always one.
 EXAMPLE_LENGTH = 2
 
+_NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 class ExportError(CompressionError):
     """A module cannot be written as ONNX with the signature that it claims."""
@@ -35,7 +37,10 @@ def export(model: TorchModel) -> OnnxModel:
     Raises:
         ExportError: The module cannot be traced, or its inputs and outputs are not the signature's.
     """
-    module = baked(copy.deepcopy(model.module)).eval()
+    module = copy.deepcopy(model.module).eval()
+    if any(_is_stored_as_is(part) for part in module.modules()):
+        _set_scales_apart(module)
+    module = baked(module)
     signature = model.signature
     names = [spec.name for spec in signature.inputs]
     try:
@@ -66,9 +71,63 @@ def baked(module: nn.Module) -> nn.Module:
     """The module with its parametrizations (masks, shared values) turned into plain weights, in place."""
     for part in list(module.modules()):
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+            _bake(part)
     return module
+
+
+def _bake(part: nn.Module) -> None:
+    # Not `remove_parametrizations`: it changes the class, which copies of the module share.
+    originals = {
+        name: held.original if hasattr(held, "original") else held.original0
+        for name, held in part.parametrizations.items()  # type: ignore[union-attr, operator]
+    }
+    weights = {name: getattr(part, name).detach().clone() for name in originals}
+    del part.parametrizations
+    part.__class__ = type(part).__bases__[0]
+    for name, weight in weights.items():
+        if isinstance(originals[name], nn.Parameter):
+            part.register_parameter(name, nn.Parameter(weight, originals[name].requires_grad))
+        else:
+            part.register_buffer(name, weight)
+
+
+class Scale(nn.Module):
+    """What a batch normalization does in eval mode, as a product and a sum that no exporter folds.
+
+    A runtime folds them when it loads the graph.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(norm, _NORMALIZATIONS)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.affine:
+            scale = scale * norm.weight.detach()
+        shift = -norm.running_mean * scale
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift + norm.bias.detach() if norm.affine else shift)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scales and shifts each channel of `(batch, channels, ...)`."""
+        shape = (-1, *[1] * (features.ndim - 2))
+        return features * self.scale.view(shape) + self.shift.view(shape)
+
+
+def _is_stored_as_is(part: nn.Module) -> bool:
+    """Whether it is a parametrization whose values a factor per channel would undo."""
+    return bool(getattr(part, "stored_as_is", False))
+
+
+def _set_scales_apart(module: nn.Module) -> None:
+    """Replaces batch normalizations in place, so that the exporter does not fold them into weights."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, _NORMALIZATIONS) and part.running_mean is not None:
+            module.set_submodule(name, Scale(part))
 
 
 def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
