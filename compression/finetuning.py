@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from pydantic import Field
 
-from compression.base import PassContext, PassRefusedError, Settings
+from compression.base import BrokenPromiseError, Facts, PassContext, PassRefusedError, Settings
 from compression.data import Split
 from compression.distillation import teacher_objective
 from compression.losses import Batch, labelled_loss
@@ -56,6 +56,67 @@ class FineTuning(Settings):
     def rate(self, context: PassContext) -> float:
         """Peak learning rate of training further."""
         return self.learning_rate or context.training.learning_rate / 3
+
+
+class GradualFineTuning(FineTuning):
+    """Settings of passes that cut and fine-tune in turn.
+
+    Attributes:
+        rounds: Cut and fine-tune so many times on the way to the target.
+        floor: Smallest quality on validation, over the reference's, that a round may end with; the last
+            round above it is kept. None for any.
+        epochs: Fine-tuning after each round; 0 for none.
+    """
+
+    rounds: int = Field(default=1, ge=1)
+    floor: float | None = Field(default=None, gt=0.0, le=1.0)
+
+    def check(self, context: PassContext) -> None:
+        """Checks that there is something to learn from and, for a floor, something to judge by.
+
+        Raises:
+            PassRefusedError: There is not.
+        """
+        super().check(context)
+        if self.floor is not None:
+            check_judged(context, "floor")
+
+    def descend(
+        self, model: TorchModel, context: PassContext, cut: Callable[[TorchModel, int], TorchModel]
+    ) -> tuple[TorchModel, list[Facts]]:
+        """The model of the last round that is not under the floor, and what each round came to.
+
+        Args:
+            model: What to start from.
+            context: Trains and judges.
+            cut: The smaller model of a round, counted from 1, before fine-tuning.
+        """
+        log: list[Facts] = []
+        for number in range(1, self.rounds + 1):
+            context.report(f"round {number}/{self.rounds}", (number - 1) / self.rounds)
+            candidate = self.fit(cut(model, number), context)
+            entry: Facts = {"round": number, "kept": True}
+            if self.floor is not None:
+                entry["quality_ratio"] = quality_ratio(candidate, context)
+                entry["kept"] = entry["quality_ratio"] >= self.floor
+            log.append(entry)
+            if not entry["kept"]:
+                break
+            model = candidate
+        return model, log
+
+    def check_rounds(self, log: Sequence[Facts]) -> bool:
+        """Whether the floor stopped the rounds before the target.
+
+        Raises:
+            BrokenPromiseError: Not even the first round stayed above it.
+        """
+        if log and not log[0]["kept"]:
+            raise BrokenPromiseError(
+                f"the first round left {log[0]['quality_ratio']:.4f} of the reference's quality, under the "
+                f"floor of {self.floor}. Take more rounds, cut less, or lower the floor."
+            )
+        return bool(log) and not log[-1]["kept"]
 
 
 def check_judged(context: PassContext, purpose: str) -> None:

@@ -22,7 +22,7 @@ from compression.channels import (
     parameters_of,
     widths_of,
 )
-from compression.finetuning import FineTuning, check_judged, quality_ratio
+from compression.finetuning import GradualFineTuning
 from compression.importance import NORMS, Importance, check_importance, ranked_channels
 from compression.inspection import parameters
 from compression.model import Form, OnnxModel, TorchModel
@@ -33,8 +33,8 @@ _LARGEST_RATIO = 0.99
 _BISECTIONS = 12
 
 
-class StructuredPruningSettings(FineTuning):
-    """Settings of `prune-structured`.
+class StructuredPruningSettings(GradualFineTuning):
+    """Settings of `prune-structured`; `rounds` rank anew each time.
 
     Attributes:
         ratio: Fraction of channels to remove, of each layer or of the whole model.
@@ -44,13 +44,9 @@ class StructuredPruningSettings(FineTuning):
         round_to: What is left of a layer is the nearest multiple of this, and never less, as vector units
             like it. Narrower layers keep their width.
         ignore: Names of modules that keep their width, beside those that make the outputs.
-        rounds: Prune and fine-tune so many times on the way to the target, ranking anew each time.
-        floor: Smallest quality on validation, over the reference's, that a round may end with; the last
-            round above it is kept. None for any.
         slimming: Weight of the sum of absolute batch-normalization scales, learned to be few in
             `slimming_epochs` before the first round; for `bn-gamma`.
         slimming_epochs: Epochs of that.
-        epochs: Fine-tuning after each round; 0 for none.
     """
 
     ratio: float = Field(default=0.5, gt=0.0, lt=1.0)
@@ -59,8 +55,6 @@ class StructuredPruningSettings(FineTuning):
     global_pruning: bool = False
     round_to: int = Field(default=8, ge=1)
     ignore: tuple[str, ...] = ()
-    rounds: int = Field(default=1, ge=1)
-    floor: float | None = Field(default=None, gt=0.0, le=1.0)
     slimming: float = Field(default=0.0, ge=0.0)
     slimming_epochs: int = Field(default=5, ge=1)
 
@@ -93,30 +87,19 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
                 "them. Set importance to bn-gamma, or slimming to 0."
             )
         settings.check(context)
-        if settings.floor is not None:
-            check_judged(context, "floor")
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the narrower, fine-tuned model."""
         settings = self.settings
-        self._rounds = []
         original = widths_of(model.module)
-        before = multiply_accumulates(model, context.splits.train)
+        macs = multiply_accumulates(model, context.splits.train)
         current = TorchModel(copy.deepcopy(model.module).eval(), model.signature)
         if settings.slimming:
             current = self._slim(current, context)
-        for number in range(1, settings.rounds + 1):
-            context.report(f"round {number}/{settings.rounds}: ranking channels", 0.0)
-            candidate = settings.fit(self._narrower(current, context, number, original, before), context)
-            entry: Facts = {"macs": multiply_accumulates(candidate, context.splits.train) / before}
-            if settings.floor is not None:
-                entry["quality_ratio"] = quality_ratio(candidate, context)
-                entry["kept"] = entry["quality_ratio"] >= settings.floor
-            self._rounds.append(entry)
-            if not entry.get("kept", True):
-                break
-            current = candidate
-        return current
+        narrow, self._rounds = settings.descend(
+            current, context, lambda wide, number: self._narrower(wide, context, number, original, macs)
+        )
+        return narrow
 
     def _slim(self, model: TorchModel, context: PassContext) -> TorchModel:
         settings, own = self.settings, labels_objective(context.training)
@@ -168,17 +151,12 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
 
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
         """Checks that channels are gone, down to the target or the floor, and outputs kept their shape."""
-        settings, rounds = self.settings, self._rounds
-        if rounds and not rounds[0].get("kept", True):
-            raise BrokenPromiseError(
-                f"the first round left {rounds[0]['quality_ratio']:.4f} of the reference's quality, under "
-                f"the floor of {settings.floor}. Take more rounds, prune less, or lower the floor."
-            )
-        stopped = bool(rounds) and not rounds[-1].get("kept", True)
+        settings = self.settings
+        stopped = settings.check_rounds(self._rounds)
         facts = width_facts(before, after, context)
         if settings.target_macs is not None and not stopped:
             check_macs(facts, settings.target_macs)
-        return {**facts, "rounds": rounds, "stopped_by_floor": stopped}
+        return {**facts, "rounds": self._rounds, "stopped_by_floor": stopped}
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that the artifact stores about as few weights as were left, not as many as before."""

@@ -9,6 +9,7 @@ from compression.clustering import Cluster
 from compression.distillation import Distillation
 from compression.precision import Float16
 from compression.pruning import StructuredPruning
+from compression.qat import QuantizationAwareTraining
 from compression.quantization import DynamicInt8, StaticInt8
 from compression.recipe import Step
 from compression.smoothing import SmoothQuant
@@ -24,6 +25,7 @@ PASSES: dict[str, type[AnyPass]] = {
     "int8-smoothquant": SmoothQuant,
     "int8-static": StaticInt8,
     "prune-nm": SemiStructuredPruning,
+    "int8-qat": QuantizationAwareTraining,
     "prune-structured": StructuredPruning,
     "prune-unstructured": UnstructuredPruning,
 }
