@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from compression.accuracy_control import AccuracyControl
 from compression.base import AnyPass, CompressionError
 from compression.clustering import Cluster
 from compression.distillation import Distillation
@@ -21,6 +22,7 @@ PASSES: dict[str, type[AnyPass]] = {
     "distill": Distillation,
     "fp16": Float16,
     "huffman": Huffman,
+    "int8-accuracy-control": AccuracyControl,
     "int8-dynamic": DynamicInt8,
     "int8-smoothquant": SmoothQuant,
     "int8-static": StaticInt8,
