@@ -11,6 +11,11 @@ import numpy as np
 
 from compression.signature import Array
 
+# How `divided` deals out rows: shares of the whole, the rest is for training.
+_CALIBRATION, _VALIDATION, _TEST = 0.2, 0.3, 0.3
+_MOST_CALIBRATION = 512
+FEWEST_ROWS = 40
+
 
 class SplitError(ValueError):
     """Splits overlap, are empty, or their arrays disagree in length."""
@@ -102,3 +107,31 @@ class Splits:
             if split.labels is not None:
                 digest.update(np.ascontiguousarray(split.labels).tobytes())
         return digest.hexdigest()
+
+
+def distinct(rows: Split) -> Split:
+    """The rows without those that repeat an earlier one's inputs, in their order."""
+    first = {digest: row for row, digest in reversed(list(enumerate(rows.row_hashes())))}
+    return rows.take(np.array(sorted(first.values())))
+
+
+def divided(rows: Split, seed: int = 0) -> Splits:
+    """Deals distinct rows out to the four splits, the same way every time.
+
+    Args:
+        rows: Distinct rows, at least `FEWEST_ROWS`.
+        seed: Decides which row goes where.
+
+    Raises:
+        SplitError: There are too few rows.
+    """
+    count = len(rows)
+    if count < FEWEST_ROWS:
+        raise SplitError(
+            f"there are {count} different rows; {FEWEST_ROWS} are the fewest that can be divided into "
+            "calibration, validation and test. Give more rows."
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    sizes = (min(int(count * _CALIBRATION), _MOST_CALIBRATION), int(count * _VALIDATION), int(count * _TEST))
+    calibration, validation, test, train = np.split(order, np.cumsum(sizes))
+    return Splits(*(rows.take(np.sort(part)) for part in (train, calibration, validation, test)))

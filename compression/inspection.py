@@ -16,8 +16,10 @@ import onnx_ir as ir
 
 from compression.base import CompressionError
 from compression.codebook import expanded, stored_codes
+from compression.data import Split
+from compression.inference import infer
 from compression.model import OnnxModel
-from compression.signature import Array
+from compression.signature import Array, Signature, TensorSpec
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 
@@ -133,6 +135,9 @@ def quantized_operators(model: OnnxModel) -> dict[str, int]:
 def flops(model: OnnxModel, axes: Mapping[str, int] | None = None) -> int:
     """Floating or integer operations for one row: twice the multiply-adds of all heavy operators.
 
+    Every branch of an `If` counts, and the body of a `Loop` once: how often it runs, the data decide. Where a
+    shape changes from round to round, an operator of the body counts as one application of its weight.
+
     Args:
         model: The artifact.
         axes: Lengths of symbolic axes other than `batch`, such as `{"sequence": 128}`.
@@ -142,7 +147,9 @@ def flops(model: OnnxModel, axes: Mapping[str, int] | None = None) -> int:
     """
     proto = _with_fixed_axes(model, {"batch": 1, **(axes or {})})
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    return 2 * sum(_multiply_adds(node) for node in _nodes(inferred) if node.op_type in _HEAVY)
+    graph = ir.from_proto(inferred).graph
+    _measure_unknown(graph, proto, model.signature)
+    return 2 * sum(_multiply_adds(node, graph) for node in graph.all_nodes() if node.op_type in _HEAVY)
 
 
 def _nodes(proto: onnx.ModelProto) -> Iterator[ir.Node]:
@@ -235,7 +242,52 @@ def _with_fixed_axes(model: OnnxModel, axes: Mapping[str, int]) -> onnx.ModelPro
     return proto
 
 
-def _multiply_adds(node: ir.Node) -> int:
+def _measure_unknown(graph: ir.Graph, proto: onnx.ModelProto, signature: Signature) -> None:
+    """Runs the graph on zeros for the shapes that inference does not know, such as those behind a Loop."""
+    operands = [
+        value
+        for node in graph
+        if node.op_type in _HEAVY
+        for value in (*(_input(node, position) for position in _HEAVY[node.op_type]), node.outputs[0])
+    ]
+    unknown = {value.name: value for value in operands if value is not None and not _is_known(value)}
+    if not unknown:
+        return
+    known = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown if name not in known)
+    # The axes are fixed by now, so that the shapes of the inputs are read from the graph.
+    zeros = {
+        value.name: np.zeros(
+            [dim.dim_value for dim in value.type.tensor_type.shape.dim],
+            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+        )
+        for value in proto.graph.input
+    }
+    asked = Signature(signature.inputs, tuple(TensorSpec(str(name), "float32", ()) for name in unknown))
+    try:
+        arrays = infer(OnnxModel(proto, asked), Split(zeros), 1)
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise InspectionError(f"shapes cannot be inferred, and the graph does not run: {error}") from error
+    for value, array in zip(unknown.values(), arrays, strict=True):
+        value.shape = ir.Shape(array.shape)
+
+
+def _is_known(value: ir.Value) -> bool:
+    constant = value.const_value is not None
+    return constant or (value.shape is not None and all(isinstance(dim, int) for dim in value.shape))
+
+
+def _multiply_adds(node: ir.Node, graph: ir.Graph) -> int:
+    try:
+        return _counted(node)
+    except InspectionError:
+        weight = _input(node, _HEAVY[node.op_type][1])
+        if node.graph is graph or weight is None or weight.const_value is None:
+            raise
+        return int(weight.const_value.size)
+
+
+def _counted(node: ir.Node) -> int:
     data_position, weight_position = _HEAVY[node.op_type]
     data, weight = _shape(node, data_position), _shape(node, weight_position)
     if node.op_type == "ConvTranspose":

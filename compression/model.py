@@ -67,5 +67,9 @@ class OnnxModel:
         """The form, `onnx`."""
         return Form.ONNX
 
+    def weights_digest(self) -> str:
+        """Sha256 of the graph with its weights."""
+        return hashlib.sha256(self.proto.SerializeToString(deterministic=True)).hexdigest()
+
 
 Model = TorchModel | OnnxModel

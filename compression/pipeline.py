@@ -58,6 +58,7 @@ def check(recipe: Recipe, source: Form) -> None:
     """Checks that every step exists and takes the form that it will be given, before anything runs.
 
     Raises:
+        RecipeRefusedError: A pass needs a module and the source is a graph.
         RecipeError: A pass is unknown, its settings are wrong, or it needs a form that is gone.
     """
     _check_order(recipe, _passes(recipe), source)
@@ -106,6 +107,11 @@ def _passes(recipe: Recipe) -> list[AnyPass]:
 def _check_order(recipe: Recipe, passes: Sequence[AnyPass], source: Form) -> None:
     form = source
     for index, each in enumerate(passes):
+        if each.takes is Form.TORCH and source is Form.ONNX:
+            raise RecipeRefusedError(
+                f"recipe {recipe.name}: {each.name} takes a torch module, and this model is an ONNX file. "
+                "Register it as a module to train or reshape it."
+            )
         if each.takes is Form.TORCH and form is Form.ONNX:
             before = f"after {_names(passes[:index])}" if index else "at the start"
             raise RecipeError(

@@ -118,7 +118,7 @@ def test_progress_rises_from_zero_to_one_and_names_the_pass(
     ("steps", "source", "says"),
     [
         ((step("fp16"), PRUNE), Form.TORCH, "after fp16 the model is an ONNX graph"),
-        ((PRUNE,), Form.ONNX, "at the start the model is an ONNX graph"),
+        ((PRUNE,), Form.ONNX, "this model is an ONNX file"),
     ],
 )
 def test_an_order_that_cannot_work_is_refused_up_front(

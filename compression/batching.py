@@ -1,0 +1,389 @@
+"""Gives a foreign graph the batch axis that serving needs: `batch`, first in every input and output.
+
+A graph that takes several rows keeps its form. One that was exported for a single row is made to take more
+where it computes the same; where it does not, or where an input has no batch axis at all, the whole graph
+becomes the body of a Scan over the rows. Whatever is done is compared with the file as it came, row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from compression.importing import (
+    COARSE,
+    ROUNDING,
+    ImportRefusedError,
+    first_line,
+    open_graph,
+    opset,
+    run,
+    same,
+)
+from compression.model import OnnxModel
+from compression.signature import Array, Axis, Signature, TensorSpec
+
+BATCH = "batch"
+PROBE_ROWS = 5
+# What is compared: alone, few, many.
+_PROBE_SIZES = (1, 2, PROBE_ROWS)
+_OLDEST_SCAN = 11
+_FIRST_AXIS = "axis_of_row"
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An input of the file.
+
+    Attributes:
+        name: Its name.
+        dtype: Its numpy dtype.
+        dims: Lengths of fixed axes, names of symbolic ones.
+        has_batch: Whether its first axis is the batch.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[Axis, ...]
+    has_batch: bool
+
+    @property
+    def row_dims(self) -> tuple[Axis, ...]:
+        return self.dims[1:] if self.has_batch else self.dims
+
+    def feed(self, array: Array, rows: slice) -> Array:
+        """The given rows as this input takes them, one alone where it has no batch axis."""
+        return array[rows] if self.has_batch else array[rows][0]
+
+
+def batched(proto: onnx.ModelProto, rows: Mapping[str, Array]) -> OnnxModel:
+    """The graph with its signature, taking any number of rows at once.
+
+    Args:
+        proto: A normalized graph.
+        rows: Arrays `(rows, ...)` by input name. An array with one more axis than its input belongs to an
+            input without a batch axis.
+
+    Raises:
+        ImportRefusedError: The arrays do not fit, or no way to take several rows computes the same.
+    """
+    inputs = _inputs(proto, rows)
+    for value in proto.graph.output:
+        _dtype("output", value)
+    few = {name: array[:PROBE_ROWS] for name, array in rows.items()}
+    expected = _row_by_row(proto, inputs, few)
+    trials: list[onnx.ModelProto] = []
+    if all(each.has_batch for each in inputs):
+        trials += [_symbolic(proto, inputs), _reshaping(_symbolic(proto, inputs))]
+    if opset(proto) >= _OLDEST_SCAN and not _fixed_batch(inputs):
+        trials.append(_scanned(proto, inputs, _squeezed(inputs, expected)))
+    reason = "it gives other answers to rows together than to each alone"
+    signature = _signature(proto, inputs, expected, few)
+    for trial in trials:
+        try:
+            if _agrees(trial, few, expected):
+                return OnnxModel(_with_ends(trial, signature), signature)
+        except ImportRefusedError as error:
+            reason = first_line(error)
+    raise ImportRefusedError(
+        f"the model cannot take several rows at once: {reason}. Export it with a dynamic batch axis in front "
+        "of every input and output."
+    )
+
+
+def _inputs(proto: onnx.ModelProto, rows: Mapping[str, Array]) -> tuple[_Input, ...]:
+    names = [value.name for value in proto.graph.input]
+    if unknown := sorted(rows.keys() - set(names)):
+        raise ImportRefusedError(
+            f'the data has an array "{unknown[0]}"; the model takes {", ".join(names)}. Name arrays so.'
+        )
+    if missing := [name for name in names if name not in rows]:
+        raise ImportRefusedError(
+            f'the data has no array "{missing[0]}"; the model takes {", ".join(names)}. Add it.'
+        )
+    return tuple(_input(value, rows[value.name]) for value in proto.graph.input)
+
+
+def _input(value: onnx.ValueInfoProto, array: Array) -> _Input:
+    dtype = _dtype("input", value)
+    dims: tuple[Axis, ...]
+    if value.type.tensor_type.HasField("shape"):
+        dims = tuple(_axes(value))
+    else:
+        dims = tuple(f"{value.name}_{axis}" for axis in range(array.ndim))
+    if array.ndim not in (len(dims), len(dims) + 1):
+        raise ImportRefusedError(
+            f'array "{value.name}" has shape {list(array.shape)}; the input is {list(dims)}. Give it '
+            f"{len(dims)} axes, rows first, or {len(dims) + 1} if no axis of the input is the batch."
+        )
+    has_batch = array.ndim == len(dims)
+    row_dims = dims[1:] if has_batch else dims
+    if any(
+        isinstance(axis, int) and axis != length
+        for axis, length in zip(row_dims, array.shape[1:], strict=True)
+    ):
+        raise ImportRefusedError(
+            f'rows of array "{value.name}" have shape {list(array.shape[1:])}; the model takes '
+            f"{list(row_dims)}. Reshape them."
+        )
+    return _Input(value.name, dtype, dims, has_batch)
+
+
+def _axes(value: onnx.ValueInfoProto) -> Iterator[Axis]:
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            yield dim.dim_value
+        else:  # the name of the batch belongs to the first axis alone
+            named = dim.dim_param if dim.dim_param and dim.dim_param != BATCH else ""
+            yield named or f"{value.name}_{axis}"
+
+
+def _dtype(kind: str, value: onnx.ValueInfoProto) -> str:
+    if not value.type.HasField("tensor_type"):
+        held = value.type.WhichOneof("value") or "nothing"
+        raise ImportRefusedError(
+            f'{kind} "{value.name}" is a {held.removesuffix("_type")}; serving sends tensors. Export '
+            "the model without it (for scikit-learn: zipmap=False)."
+        )
+    code = value.type.tensor_type.elem_type
+    if code not in _DTYPES:
+        name = TensorProto.DataType.Name(code).lower()
+        raise ImportRefusedError(
+            f'{kind} "{value.name}" holds {name}; serving takes numbers and booleans. Convert it before.'
+        )
+    return _DTYPES[code]
+
+
+_DTYPES: dict[int, str] = {
+    code: helper.tensor_dtype_to_np_dtype(code).name
+    for code in (
+        TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
+        TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+        TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE,
+    )
+}  # fmt: skip
+
+
+def _fixed_batch(inputs: Sequence[_Input]) -> int | None:
+    """A batch length other than one that the file was exported for, or None."""
+    lengths = [each.dims[0] for each in inputs if each.has_batch]
+    return next((length for length in lengths if isinstance(length, int) and length > 1), None)
+
+
+def _row_by_row(
+    proto: onnx.ModelProto, inputs: Sequence[_Input], rows: Mapping[str, Array]
+) -> list[list[Array]]:
+    """What the file as it came gives for each row: a list of outputs per row."""
+    session, count = open_graph(proto), len(next(iter(rows.values())))
+    fixed = _fixed_batch(inputs)
+    answers = []
+    for row in range(count):
+        # A batch of several is filled with copies of the row; the first answer is its own.
+        taken = slice(row, row + 1)
+        feed = {each.name: np.asarray(each.feed(rows[each.name], taken)) for each in inputs}
+        if fixed:
+            feed = {name: np.repeat(array, fixed, axis=0) for name, array in feed.items()}
+        outputs = run(session, feed)
+        if fixed and any(array.ndim == 0 or len(array) != fixed for array in outputs):
+            raise ImportRefusedError(
+                f"the model takes exactly {fixed} rows and gives another number. Export a dynamic batch."
+            )
+        answers.append([array[:1] if fixed else array for array in outputs])
+    for position, value in enumerate(proto.graph.output):
+        shapes = {answer[position].shape for answer in answers}
+        if len(shapes) > 1:
+            raise ImportRefusedError(
+                f'output "{value.name}" has shapes {sorted(map(list, shapes))}, depending on the values '
+                "of a row. Export the model up to an output of one shape, and select from it in the client."
+            )
+    return answers
+
+
+def _squeezed(inputs: Sequence[_Input], expected: Sequence[Sequence[Array]]) -> list[bool]:
+    """Which outputs of one row begin with a batch axis of length one."""
+    any_batch = any(each.has_batch for each in inputs)
+    return [any_batch and array.ndim > 0 and array.shape[0] == 1 for array in expected[0]]
+
+
+def _agrees(proto: onnx.ModelProto, rows: Mapping[str, Array], expected: Sequence[Sequence[Array]]) -> bool:
+    """Whether rows together get the answers that each got alone, at several batch lengths."""
+    session, count = open_graph(proto), len(expected)
+    measured = any(node.op_type == "DynamicQuantizeLinear" for node in proto.graph.node)
+    tolerance = COARSE if measured else ROUNDING
+    for size in sorted({min(size, count) for size in _PROBE_SIZES}):
+        given = run(session, {name: array[:size] for name, array in rows.items()})
+        if any(array.ndim == 0 or len(array) != size for array in given):
+            return False
+        for row in range(size):
+            alone = [array.reshape(batch.shape[1:]) if array.size == batch[row].size else array
+                     for array, batch in zip(expected[row], given, strict=True)]  # fmt: skip
+            if not same(alone, [batch[row] for batch in given], tolerance):
+                return False
+    return True
+
+
+def _signature(
+    proto: onnx.ModelProto,
+    inputs: Sequence[_Input],
+    expected: Sequence[Sequence[Array]],
+    rows: Mapping[str, Array],
+) -> Signature:
+    known: dict[str, int] = {
+        axis: length
+        for each in inputs
+        for axis, length in zip(each.row_dims, rows[each.name].shape[1:], strict=True)
+        if isinstance(axis, str)
+    }
+    squeezed = _squeezed(inputs, expected)
+    outputs = []
+    for position, value in enumerate(proto.graph.output):
+        array = expected[0][position]
+        shape = array.shape[1:] if squeezed[position] else array.shape
+        declared = list(_axes(value))[int(squeezed[position]) :]
+        outputs.append(
+            TensorSpec(
+                value.name, array.dtype.name, (BATCH, *_output_axes(value.name, shape, declared, known))
+            )
+        )
+    return Signature(
+        tuple(TensorSpec(each.name, each.dtype, (BATCH, *each.row_dims)) for each in inputs), tuple(outputs)
+    )
+
+
+def _output_axes(
+    name: str, shape: tuple[int, ...], declared: Sequence[Axis], known: Mapping[str, int]
+) -> Iterator[Axis]:
+    """Axes of an output's row: fixed where the file says so or where no input has an axis of free length."""
+    for axis, length in enumerate(shape):
+        said = declared[axis] if len(declared) == len(shape) else None
+        if isinstance(said, int) or not known:
+            yield length
+        elif said in known and known[str(said)] == length:
+            yield str(said)
+        else:
+            yield f"{name}_{axis + 1}"
+
+
+def _symbolic(proto: onnx.ModelProto, inputs: Sequence[_Input]) -> onnx.ModelProto:
+    """The graph with the first axis of every input left open."""
+    opened = onnx.ModelProto()
+    opened.CopyFrom(proto)
+    del opened.graph.value_info[:]
+    for value, each in zip(opened.graph.input, inputs, strict=True):
+        _set_shape(value, (BATCH, *each.row_dims))
+    for value in opened.graph.output:
+        dims = value.type.tensor_type.shape.dim
+        if dims:
+            dims[0].Clear()
+            dims[0].dim_param = BATCH
+    return opened
+
+
+def _reshaping(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with every reshape to one row reshaping to as many rows as come."""
+    freed = onnx.ModelProto()
+    freed.CopyFrom(proto)
+    stored = {tensor.name: tensor for tensor in freed.graph.initializer}
+    for node in freed.graph.node:
+        shape = stored.get(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is None:
+            continue
+        lengths = numpy_helper.to_array(shape).copy()
+        if lengths.size and lengths[0] == 1:
+            lengths[0] = 0  # as long as the data's first axis
+            name = f"{node.name}_rows"
+            node.input[1] = name
+            freed.graph.initializer.append(numpy_helper.from_array(lengths, name))
+    return freed
+
+
+def _scanned(proto: onnx.ModelProto, inputs: Sequence[_Input], squeezed: Sequence[bool]) -> onnx.ModelProto:
+    """A graph that runs the given one on each row: it becomes the body of a Scan.
+
+    Weights stay in the outer graph, where they are shared by all rows and seen by whoever counts them.
+    """
+    model = ir.from_proto(proto)
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        value.name = f"{value.name}_in_body"  # a body may not reuse names of the graph around it
+    inner = ir.to_proto(model).graph
+    body, version = onnx.GraphProto(name="rows"), opset(proto)
+    opening = []
+    if version >= 13:  # inside the body, where shape inference can read it
+        axes = numpy_helper.from_array(np.array([0], np.int64))
+        opening.append(helper.make_node("Constant", [], [_FIRST_AXIS], name=_FIRST_AXIS, value=axes))
+    for value, each in zip(inner.input, inputs, strict=True):
+        row = _renamed(value, f"{each.name}_row" if each.has_batch else value.name, each.row_dims)
+        body.input.append(row)
+        if each.has_batch:
+            opening.append(_axis_node("Unsqueeze", row.name, value.name, version))
+    body.node.extend([*opening, *inner.node])
+    for value, squeeze, outer in zip(inner.output, squeezed, proto.graph.output, strict=True):
+        end = onnx.ValueInfoProto()
+        end.CopyFrom(value)
+        end.type.tensor_type.ClearField("shape")
+        if squeeze:
+            end.name = f"{outer.name}_row"
+            body.node.append(_axis_node("Squeeze", value.name, end.name, version))
+        body.output.append(end)
+    scan = helper.make_node(
+        "Scan",
+        [each.name for each in inputs],
+        [value.name for value in proto.graph.output],
+        name="each_row",
+        num_scan_inputs=len(inputs),
+        body=body,
+    )
+    graph = helper.make_graph(
+        [scan],
+        proto.graph.name or "graph",
+        [
+            _renamed(value, value.name, (BATCH, *each.row_dims))
+            for value, each in zip(proto.graph.input, inputs, strict=True)
+        ],
+        [_renamed(value, value.name, None) for value in proto.graph.output],
+        list(inner.initializer),
+    )
+    return helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
+
+
+def _axis_node(operator: str, source: str, target: str, version: int) -> onnx.NodeProto:
+    name = f"{operator}_{source}"
+    if version >= 13:
+        return helper.make_node(operator, [source, _FIRST_AXIS], [target], name=name)
+    return helper.make_node(operator, [source], [target], name=name, axes=[0])
+
+
+def _renamed(value: onnx.ValueInfoProto, name: str, dims: tuple[Axis, ...] | None) -> onnx.ValueInfoProto:
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(value)
+    copy.name = name
+    if dims is None:
+        copy.type.tensor_type.ClearField("shape")
+    else:
+        _set_shape(copy, dims)
+    return copy
+
+
+def _with_ends(proto: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
+    """The graph declaring exactly the signature's shapes."""
+    for value, spec in zip(proto.graph.output, signature.outputs, strict=True):
+        value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+        _set_shape(value, spec.shape)
+    return proto
+
+
+def _set_shape(value: onnx.ValueInfoProto, dims: Sequence[Axis]) -> None:
+    shape = value.type.tensor_type.shape
+    del shape.dim[:]
+    shape.SetInParent()
+    for axis in dims:
+        dim = shape.dim.add()
+        if isinstance(axis, int):
+            dim.dim_value = axis
+        else:
+            dim.dim_param = axis
