@@ -129,6 +129,9 @@ class _Builds:
             raise BuildError(f'the reference "{reference}" was not built: {failure.reason}')
 
     def _one(self, plan: Planned, threads: int) -> None:
+        if plan.refused is not None:
+            self._fail(plan, plan.refused)
+            return
         try:
             self.stored[plan.recipe] = self.catalog.open(self.id(plan))
         except DamagedArtifactError:

@@ -34,24 +34,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A recipe with its build key."""
-
-    recipe: str
-    steps: list[dict[str, Any]]
-    lineage: Lineage
-    build: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the parent needs to know of a model; `samples.npz` and `validation.npz` lie beside it."""
-
-    spec: ServingSpec
-    plans: list[Planned]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How one variant's build ended.
 
@@ -64,6 +46,33 @@ class Outcome:
     scorecard: Scorecard | None = None
     skipped: str | None = None
     failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe with its build key.
+
+    Attributes:
+        recipe: Its name.
+        steps: Its steps as JSON.
+        lineage: What the build key is made of.
+        build: The build key.
+        refused: Why it cannot work, known before anything is built; None when it may.
+    """
+
+    recipe: str
+    steps: list[dict[str, Any]]
+    lineage: Lineage
+    build: str
+    refused: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the parent needs to know of a model; `samples.npz` and `validation.npz` lie beside it."""
+
+    spec: ServingSpec
+    plans: list[Planned]
 
 
 @dataclass(frozen=True)

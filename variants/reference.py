@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from compression.base import Report
 from compression.checkpoint import Checkpoint
 from compression.data import Splits
-from compression.model import TorchModel
+from compression.model import Model, OnnxModel, TorchModel
 from compression.training import VERSION, Fitted, fit, seeded
 from variants.home import subfolder
 from variants.spec import ModelSpec
 
 
-def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> TorchModel:
-    """The spec's module with its weights: trained now, or read from the cache.
+def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> Model:
+    """The spec's module with its weights: trained now, or read from the cache. A graph is taken as it is.
 
     Args:
         spec: The model.
@@ -29,7 +29,10 @@ def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> TorchMod
         report: Called with a phrase and a fraction as training advances.
     """
     with seeded(spec.seed):
-        model = TorchModel(spec.factory().eval(), spec.signature)
+        source = spec.factory()
+    if isinstance(source, OnnxModel):
+        return source
+    model = TorchModel(source.eval(), spec.signature)
     if not spec.train_reference:
         return model
     path = subfolder("references") / f"{spec.name}-{_key(spec, splits)}.safetensors"

@@ -16,14 +16,15 @@ from torch import nn
 
 import variants.zoo
 from compression.data import Splits
-from compression.model import TorchModel
+from compression.model import OnnxModel, TorchModel
 from compression.recipe import Recipe
 from compression.signature import Signature
 from compression.training import Training, seeded
 from variants.catalog import KEPT_NAMES
 from variants.metrics import MetricError, check_metric
 from variants.serving_spec import DEFAULT_TIERS, ServingSpec, TierSpec, Transform
-from variants.transforms import DeclarationError, check_declared
+from variants.transform import DeclarationError
+from variants.transforms import check_declared
 
 _LONGEST_TAG_NAME = 63
 # Their sources are told apart by their versions, which are part of a lineage.
@@ -40,7 +41,8 @@ class ModelSpec:
 
     Attributes:
         name: Registered name: lower case, digits, `-` and `_`.
-        factory: Makes the module. With `training` it is trained from scratch, without it is taken as is.
+        factory: Makes the module. With `training` it is trained from scratch, without it is taken as is. A
+            graph that it makes instead is taken as is; techniques that need a module are skipped.
         signature: Inputs, in the order of the module's arguments, and outputs.
         splits: Loads the data.
         metric: Name in `variants.metrics.METRICS`; `NAME@OUTPUT` judges that output instead of the first.
@@ -61,7 +63,7 @@ class ModelSpec:
     """
 
     name: str
-    factory: Callable[[], nn.Module]
+    factory: Callable[[], nn.Module | OnnxModel]
     signature: Signature
     splits: Callable[[], Splits]
     metric: str
@@ -133,10 +135,12 @@ class ModelSpec:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def architecture(self, factory: Callable[[], nn.Module]) -> str:
+    def architecture(self, factory: Callable[[], nn.Module | OnnxModel]) -> str:
         """Sha256 of a module as a factory makes it: its layers, its own classes' sources, its weights."""
         with seeded(self.seed):
             module = factory()
+        if isinstance(module, OnnxModel):
+            return module.weights_digest()
         own = {type(part) for part in module.modules() if not type(part).__module__.startswith(_LIBRARIES)}
         sources = sorted(inspect.getsource(each) for each in own)
         weights = TorchModel(module, self.signature).weights_digest()

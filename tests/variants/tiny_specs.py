@@ -40,7 +40,7 @@ def _splits() -> Splits:
 TINY = ModelSpec(
     name="tiny",
     factory=_teacher,
-    student=_student,
+    students={"narrow": _student},
     train_reference=False,
     signature=Signature(
         (TensorSpec("x", "float32", ("batch", WIDTH)),), (TensorSpec("y", "float32", ("batch", CLASSES)),)
@@ -59,7 +59,7 @@ TINY = ModelSpec(
 RETRAINED = replace(TINY, seed=1, recipes=TINY.recipes[:2])
 
 ENDLESS = replace(
-    TINY, recipes=(*TINY.recipes[:2], Recipe(name="endless", steps=(step("distill", epochs=1_000_000),)))
+    TINY, recipes=(*TINY.recipes[:2], Recipe(name="endless", steps=(step("distill", student="narrow", epochs=1_000_000),)))
 )
 
 MISSPELLED = replace(TINY, recipes=(*TINY.recipes[:2], Recipe(name="typo", steps=(step("fp61"),))))
