@@ -11,10 +11,12 @@ import click
 # Verb -> what it is for, in the order of `mipgate --help`.
 VERBS = {
     "doctor": "Tell what this host can do, and why a runtime is missing.",
+    "add": "Register a model of your own, and build it.",
     "build": "Build, score, profile and publish a model's variants.",
     "list": "List models, or the variants of one.",
     "show": "Show a model or a variant in full.",
     "search": "Look for the cheapest recipe above a floor of quality.",
+    "report": "Write one HTML file about a model and its variants.",
     "view": "Show a variant's graph in the browser.",
     "profile": "Measure a model's variants again on this host.",
     "release": "Give a variant traffic.",
