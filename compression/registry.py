@@ -7,11 +7,13 @@ from pydantic import ValidationError
 from compression.accuracy_control import AccuracyControl
 from compression.base import AnyPass, CompressionError
 from compression.clustering import Cluster
+from compression.depth import DepthPruning
 from compression.distillation import Distillation
 from compression.precision import Float16
 from compression.pruning import StructuredPruning
 from compression.qat import QuantizationAwareTraining
 from compression.quantization import DynamicInt8, StaticInt8
+from compression.ratio_search import RatioSearch
 from compression.recipe import Step
 from compression.smoothing import SmoothQuant
 from compression.sparsity import SemiStructuredPruning, UnstructuredPruning
@@ -26,8 +28,10 @@ PASSES: dict[str, type[AnyPass]] = {
     "int8-dynamic": DynamicInt8,
     "int8-smoothquant": SmoothQuant,
     "int8-static": StaticInt8,
+    "prune-depth": DepthPruning,
     "prune-nm": SemiStructuredPruning,
     "int8-qat": QuantizationAwareTraining,
+    "prune-search": RatioSearch,
     "prune-structured": StructuredPruning,
     "prune-unstructured": UnstructuredPruning,
 }
