@@ -12,12 +12,20 @@ from math import sqrt
 from typing import Any
 
 from variants import document
-from variants.card import Card, Entry
+from variants.card import Card, Entry, HostProfiles
 from variants.catalog import Catalog, StoredVariant
+from variants.details import (
+    changed_classes,
+    compression_ratios,
+    describe_cost,
+    describe_profile,
+    describe_quality,
+    describe_size,
+    portability,
+)
 from variants.frontier import TIE, dominates, fastest
 from variants.host import Host
 from variants.profile import Profile
-from variants.scorecard import Scorecard
 from variants.store import DamagedArtifactError
 from variants.variant import Life, Status
 
@@ -67,11 +75,15 @@ def assess(card: Card, stored: Mapping[str, StoredVariant | str], host: Host) ->
         host: Where it would serve.
     """
     standings = [_stand_alone(card, entry, stored.get(entry.id.version), host) for entry in card.entries]
-    references = [s for s in standings if s.entry.id.recipe == card.spec.reference and s.profile]
-    # A retrained reference is a build beside the old one: the released one is what others are held against.
-    reference = max(references, key=lambda s: s.entry.life is Life.RELEASED, default=None)
+    reference = find_reference(card, standings)
     serving = [s for s in standings if s.status is Status.SERVING and s.entry.life is Life.RELEASED]
     return [_stand_among(standing, serving, reference, card.spec.profile_batch) for standing in standings]
+
+
+def find_reference(card: Card, standings: Iterable[Standing]) -> Standing | None:
+    """What others are held against: of a retrained reference's builds, the released one."""
+    references = [s for s in standings if s.entry.id.recipe == card.spec.reference and s.profile]
+    return max(references, key=lambda s: s.entry.life is Life.RELEASED, default=None)
 
 
 def assess_model(catalog: Catalog, model: str, host: Host) -> tuple[Card, list[Standing]]:
@@ -130,7 +142,10 @@ def describe(card: Card, standings: list[Standing], host: Host) -> dict[str, Any
         "reference": card.spec.reference,
         "host": document.to_json(host),
         "tiers": tiers,
-        "variants": [_describe_variant(standing) for standing in standings],
+        "variants": [
+            _describe_variant(standing, find_reference(card, standings), card.hosts.get(host.fingerprint))
+            for standing in standings
+        ],
     }
 
 
@@ -174,8 +189,12 @@ def _stand_among(
     return Standing(standing.entry, stored, status, reason, profile, standing.profiles, gain)
 
 
-def _describe_variant(standing: Standing) -> dict[str, Any]:
+def _describe_variant(
+    standing: Standing, reference: Standing | None, measured: HostProfiles | None
+) -> dict[str, Any]:
     entry, stored, profile = standing.entry, standing.stored, standing.profile
+    base = reference.profile.quality if reference and reference.profile else None
+    refusals = measured.refusals.get(entry.id.version, {}) if measured else {}
     described: dict[str, Any] = {
         "name": entry.id.recipe,
         "build": entry.id.build,
@@ -184,17 +203,19 @@ def _describe_variant(standing: Standing) -> dict[str, Any]:
         "reason": standing.reason,
         "recipe": entry.steps,
         "artifact": None,
-        "quality": document.to_json(profile.quality) if profile else None,
+        "quality": describe_quality(profile.quality) if profile else None,
         "size": None,
         "cost": None,
         "invariants": [],
         "runtime": profile.runtime if profile else None,
         "precision": profile.precision if profile else None,
-        "profiles": [document.to_json(known) for known in standing.profiles],
+        "profiles": [describe_profile(known) for known in standing.profiles],
+        "classes": document.to_json(changed_classes(profile.quality, base)) if profile and base else {},
+        "portability": portability(standing.profiles, refusals),
         "gain": standing.gain,
     }
     if stored is not None:
-        card: Scorecard = stored.scorecard
+        card = stored.scorecard
         described |= {
             "artifact": {
                 "path": str(stored.model_path),
@@ -202,13 +223,13 @@ def _describe_variant(standing: Standing) -> dict[str, Any]:
                 "sha256": card.sha256,
                 "tag": entry.id.tag,
             },
-            "size": {
-                "parameters": card.parameters,
-                "nonzero_parameters": card.nonzero_parameters,
-                "flops": card.flops,
-            },
-            "cost": {"build_seconds": card.build_seconds, "peak_memory_bytes": card.peak_memory_bytes},
+            "size": describe_size(card),
+            "cost": describe_cost(card),
             "invariants": card.invariants,
+            "sqnr": document.to_json(card.sqnr) if card.sqnr else None,
+            "unmeasured": card.unmeasured,
             "created": stored.variant.created,
         }
+        if reference and reference.stored:
+            described["compression"] = compression_ratios(card, reference.stored.scorecard)
     return described

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import click
 
-from variants.assessment import Standing, assess_model, describe, tier_choice
+from variants.assessment import Standing, assess_model, describe, find_reference, tier_choice
 from variants.card import Card
 from variants.catalog import Catalog
 from variants.cli.output import human_bytes, json_option, print_json, print_table
+from variants.details import changed_classes, compression_ratios
 from variants.host import Host, this_host
 from variants.profile import Profile
 from variants.quality import Estimate
+from variants.scorecard import Scorecard
 from variants.variant import parse_name
+
+_WORST = 5
 
 
 @click.command(name="show")
@@ -35,7 +39,7 @@ def command(name: str, as_json: bool) -> None:
     if as_json:
         print_json(document["variants"][position])
     else:
-        _print_variant(standings[position])
+        _print_variant(standings[position], find_reference(card, standings))
 
 
 def print_model(card: Card, standings: list[Standing], host: Host) -> None:
@@ -91,7 +95,7 @@ def _interval(estimate: Estimate) -> str:
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
-def _print_variant(standing: Standing) -> None:
+def _print_variant(standing: Standing, reference: Standing | None) -> None:
     entry, stored = standing.entry, standing.stored
     lines = [
         ("variant", str(entry.id)),
@@ -104,16 +108,89 @@ def _print_variant(standing: Standing) -> None:
         lines += [
             ("artifact", f"{stored.model_path} ({human_bytes(card.bytes)}, sha256 {card.sha256[:12]})"),
             ("parameters", f"{card.parameters:,} ({card.nonzero_parameters:,} not zero)"),
-            ("operations", f"{card.flops:,} per row"),
-            ("built", f"in {card.build_seconds:.1f} s, peak memory {human_bytes(card.peak_memory_bytes)}"),
+            ("operations", f"{card.flops:,} per row, {card.macs:,} multiply-accumulates"),
+            ("memory traffic", _traffic(card)),
+            ("built", _built(card)),
+            ("smaller than the reference", _smaller(card, reference)),
+            ("signal to noise", _noise(card)),
             *((str(fact.get("pass", fact.get("check", ""))), _facts(fact)) for fact in card.invariants),
         ]
     print_table(["", ""], [list(line) for line in lines])
     rows = [_latency_row(p, batch) for p in standing.profiles for batch in p.latency_ms]
     if rows:
         click.echo()
-        columns = ["runtime", "batch>", "p50 ms>", "p95 ms>", "p99 ms>", "load>", "memory>", "validation"]
-        print_table([*columns, "test"], rows)
+        columns = ["runtime", "batch>", "p50 ms>", "p95 ms>", "p99 ms>", "jitter>", "load>", "memory>"]
+        print_table([*columns, "validation", "test"], rows)
+    if standing.profile is not None:
+        _print_quality(standing.profile, reference)
+
+
+def _print_quality(profile: Profile, reference: Standing | None) -> None:
+    quality = profile.quality
+    for split, measured in (("validation", quality.validation), ("test", quality.test)):
+        if measured.p_value is not None and measured.ratio != 1.0:
+            chance = "more than chance" if measured.significant else "not significant"
+            click.echo(
+                f"\n{split}: {measured.ratio:.4f} of the reference, {chance} (p {measured.p_value:.3f})"
+            )
+    if reference is not None and reference.profile is not None:
+        changes = changed_classes(quality, reference.profile.quality).get("validation", [])
+        lost = [change for change in changes if change.recall_change < 0][:_WORST]
+        if lost:
+            click.echo("\nclasses that lost most on validation")
+            rows = [
+                [
+                    str(c.label),
+                    str(c.rows),
+                    f"{c.recall:.4f}",
+                    f"{c.recall_change:+.4f}",
+                    f"{c.f1_change:+.4f}",
+                ]
+                for c in lost
+            ]
+            print_table(["class", "rows>", "recall>", "change>", "F1 change>"], rows)
+    if quality.robustness:
+        click.echo("\non disturbed validation rows")
+        print_table(["disturbed by", "severity>", "here>", "reference>", "drop, to the reference's>"], [
+            [
+                each.perturbation,
+                f"{each.severity:g}",
+                f"{each.value:.4f}",
+                f"{each.reference:.4f}",
+                "-" if each.drop_ratio is None else f"{each.drop_ratio:.2f}",
+            ]
+            for each in quality.robustness
+        ])  # fmt: skip
+
+
+def _traffic(card: Scorecard) -> str:
+    if card.traffic is None or card.intensity is None:
+        return card.unmeasured.get("traffic", "-")
+    weights, moved = human_bytes(card.traffic.weight_bytes), human_bytes(card.traffic.activation_bytes)
+    return f"{weights} weights and {moved} activations per row, {card.intensity:.1f} operations per byte"
+
+
+def _built(card: Scorecard) -> str:
+    memory = f"peak memory {human_bytes(card.peak_memory_bytes)}"
+    if card.seconds is None:
+        return f"in {card.build_seconds:.1f} s, {memory}"
+    parts = f"training {card.seconds.training:.1f}, compression {card.seconds.compress:.1f}"
+    return f"in {card.build_seconds:.1f} s ({parts}, verification {card.seconds.verify:.1f}), {memory}"
+
+
+def _smaller(card: Scorecard, reference: Standing | None) -> str:
+    if reference is None or reference.stored is None or reference.stored.scorecard is card:
+        return "-"
+    ratios = compression_ratios(card, reference.stored.scorecard)
+    return ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}x" for name, ratio in ratios.items())
+
+
+def _noise(card: Scorecard) -> str:
+    if card.sqnr is None:
+        return card.unmeasured.get("sqnr", "-")
+    outputs = [f"{name} {value:.1f} dB" for name, value in card.sqnr.outputs.items()]
+    worst = [f"{layer.name} {layer.worst_db:.1f} dB" for layer in card.sqnr.layers[:_WORST]]
+    return ", ".join(outputs) + (f"; worst layers {', '.join(worst)}" if worst else "")
 
 
 def _latency_row(profile: Profile, batch: int) -> list[str]:
@@ -122,6 +199,7 @@ def _latency_row(profile: Profile, batch: int) -> list[str]:
         f"{profile.runtime} {profile.precision} x{profile.threads}",
         str(batch),
         *(f"{value:.3f}" for value in (latency.p50, latency.p95, latency.p99)),
+        f"{latency.jitter:.0%}",
         f"{profile.load_s * 1e3:.0f} ms",
         human_bytes(profile.memory_bytes),
         _interval(profile.quality.validation),
