@@ -238,7 +238,10 @@ def _is_ours(path: str) -> bool:
 
 
 def _timing(answer: Answer) -> bytes:
-    return b"queue;dur=%.3f, infer;dur=%.3f" % (answer.queue_s * 1e3, answer.infer_s * 1e3)
+    timing = b"queue;dur=%.3f, infer;dur=%.3f" % (answer.queue_s * 1e3, answer.infer_s * 1e3)
+    if not answer.transform_s:
+        return timing
+    return b"transform;dur=%.3f, %b" % (answer.transform_s * 1e3, timing)
 
 
 async def _send_json(send: Send, status: int, document: Any, headers: Headers) -> None:

@@ -25,6 +25,8 @@ from variants.runtime import Runtime, RuntimeUnavailableError, open_session
 from variants.samples import read_golden
 from variants.serving_spec import ServingSpec
 from variants.store import CatalogError
+from variants.transform import DeclarationError
+from variants.transforms import Transforms, open_transforms
 from variants.variant import Life, Status
 
 log = logging.getLogger("mipgate.fleet")
@@ -98,6 +100,8 @@ class LoadedModel:
     Attributes:
         card: The card that it was loaded from.
         decoder: Reads its requests.
+        signature: Its inputs and outputs, those that transforms add behind its own.
+        transforms: What is done before and after it.
         slo: Reads what its requests ask for.
         variants: By `recipe@build`, and by recipe for the build that a bare name means.
         candidates: What the router may choose from.
@@ -108,6 +112,8 @@ class LoadedModel:
     card: Card
     decoder: RequestDecoder
     slo: SloReader
+    signature: Signature
+    transforms: Transforms
     variants: dict[str, LoadedVariant] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -117,11 +123,6 @@ class LoadedModel:
     def name(self) -> str:
         """The registered name."""
         return self.card.spec.model
-
-    @property
-    def signature(self) -> Signature:
-        """Its inputs and outputs."""
-        return self.card.spec.signature
 
     @property
     def versions(self) -> list[str]:
@@ -199,11 +200,7 @@ class Fleet:
             log.warning("%s was not profiled on this host (%s); profiling", name, self._host.fingerprint)
             card = profile_model(self._catalog, name, self._host, Lines(), again=False)
         standings = assess(card, verify_artifacts(self._catalog, card), self._host)
-        model = LoadedModel(
-            card=card,
-            decoder=RequestDecoder(card.spec.signature, card.spec.allow_non_finite),
-            slo=SloReader(card.spec),
-        )
+        model = _prepared(card, self._open_transforms(card.spec))
         for standing in standings:
             if standing.entry.life is not Life.RETIRED:
                 self._add(model, standing)
@@ -214,6 +211,13 @@ class Fleet:
         self.generation += 1
         log.info("%s serves %s", name, ", ".join(model.versions) or "nothing")
         return model
+
+    def _open_transforms(self, spec: ServingSpec) -> Transforms:
+        files = {name: self._catalog.card_file(spec.model, name) for name in spec.files}
+        try:
+            return open_transforms(spec.transforms, spec.signature, files)
+        except DeclarationError as error:
+            raise CatalogError(f"the transforms of {spec.model} cannot be opened: {error}") from error
 
     def unload(self, name: str) -> None:
         """Stops serving a model.
@@ -286,6 +290,14 @@ class Fleet:
                 self._metrics.queue_depth.labels(model.name, variant.name).set(depth(variant.key))
                 age = now - datetime.fromisoformat(variant.profile.taken)
                 self._metrics.profile_age.labels(model.name, variant.name).set(age.total_seconds())
+
+
+def _prepared(card: Card, transforms: Transforms) -> LoadedModel:
+    """The model without its variants, ready to read requests."""
+    spec = card.spec
+    signature = Signature(spec.signature.inputs, (*spec.signature.outputs, *transforms.outputs))
+    decoder = RequestDecoder(signature, spec.allow_non_finite, transforms.raw)
+    return LoadedModel(card, decoder, SloReader(spec), signature, transforms)
 
 
 def _positions(given: list[str], wanted: list[str]) -> list[int] | None:

@@ -25,6 +25,7 @@ from service.metrics import Metrics
 from service.predict import predict
 from service.repository import Repository
 from service.scheduler import Limits, Scheduler
+from service.transforming import Transforming
 from variants.catalog import Catalog
 from variants.host import this_host
 
@@ -75,7 +76,7 @@ class GatewayService(bentoml.Service[Any]):
         fleet = Fleet(self._catalog(), this_host(settings.workers), metrics, settings.max_batch_rows)
         fleet.load_all()
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
-        self.core = Inference(fleet, Scheduler(limits), metrics)
+        self.core = Inference(fleet, Scheduler(limits), Transforming(limits, metrics), metrics)
         metrics.started(str(os.getpid()))
         _quicken()
         return DataPlane(app, self.core, Repository(fleet, settings.workers), settings.max_body_bytes)
@@ -128,6 +129,7 @@ class Gateway:
         with suppress(asyncio.CancelledError):
             await self._ticking
         core = self.bento_service.core
+        core.transforming.close()
         core.scheduler.close()
         core.metrics.tallies.flush()
 

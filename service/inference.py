@@ -17,6 +17,7 @@ from service.metrics import NO_ARM, NO_VARIANT, Metrics
 from service.protocol import InferRequest
 from service.routing import Slo, admit, choose
 from service.scheduler import Completed, Scheduler
+from service.transforming import Transforming
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Answer:
         variant: Which variant answered.
         tier: Name of the tier that was asked for.
         degraded: Whether the quality is below what was asked for.
-        outputs: Arrays `(rows, ...)` by output name.
+        outputs: Arrays `(rows, ...)` by output name; with those of a transform where they are asked for.
+        transform_s: Time that a text or picture took to become inputs.
         queue_s: Time it waited.
         infer_s: Time that its batch ran.
     """
@@ -36,6 +38,7 @@ class Answer:
     tier: str
     degraded: bool
     outputs: dict[str, Array]
+    transform_s: float
     queue_s: float
     infer_s: float
 
@@ -43,9 +46,12 @@ class Answer:
 class Inference:
     """Answers requests with the fleet's variants on one device."""
 
-    def __init__(self, fleet: Fleet, scheduler: Scheduler, metrics: Metrics) -> None:
+    def __init__(
+        self, fleet: Fleet, scheduler: Scheduler, transforming: Transforming, metrics: Metrics
+    ) -> None:
         self.fleet = fleet
         self.scheduler = scheduler
+        self.transforming = transforming
         self.metrics = metrics
         self._prefix = secrets.token_hex(6)
         self._last_id = 0
@@ -79,8 +85,9 @@ class Inference:
         variant = pinned
         try:
             slo = model.slo.read(parameters)
-            variant, degraded_from = self._route(model, pinned, slo, request.rows)
             deadline = arrived + slo.deadline_ms / 1e3
+            request, transform_s = await self.transforming.before(model, request, deadline)
+            variant, degraded_from = self._route(model, pinned, slo, request.rows)
             done = await self._run(variant, request, deadline)
         except ServiceError as error:
             self.count_error(model, variant, slo.tier.name, error)
@@ -94,8 +101,9 @@ class Inference:
         if degraded_from is not None:
             self.metrics.degraded.labels(model.name, degraded_from, variant.name).inc()
         names = (spec.name for spec in model.card.spec.signature.outputs)
-        outputs = dict(zip(names, done.outputs, strict=True))
-        return Answer(variant, slo.tier.name, degraded_from is not None, outputs, done.queue_s, done.infer_s)
+        outputs = self.transforming.after(model, request, dict(zip(names, done.outputs, strict=True)))
+        degraded = degraded_from is not None
+        return Answer(variant, slo.tier.name, degraded, outputs, transform_s, done.queue_s, done.infer_s)
 
     async def _run(self, variant: LoadedVariant, request: InferRequest, deadline: float) -> Completed:
         """Runs a request; a long one in parts, so that it bounds neither memory nor the others' waiting."""

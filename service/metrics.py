@@ -51,6 +51,10 @@ class Metrics:
             "mipgate_request_duration_seconds", "Time from arrival to answer of requests answered in time.",
             _FROM_HALF_A_MS, "model", "variant", "tier", "arm",
         )  # fmt: skip
+        self.transform_duration = histogram(
+            "mipgate_transform_duration_seconds", "Time that a text or picture took to become inputs.",
+            _FROM_TEN_US, "model",
+        )  # fmt: skip
         self.queue_duration = histogram(
             "mipgate_queue_duration_seconds", "Time that a request waited for its batch.",
             _FROM_TEN_US, "model", "variant",

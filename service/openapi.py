@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from compression.signature import Signature
+from compression.signature import Signature, TensorSpec
 from service.schemas import (
     MAX_LATENCY_MS,
     MIN_ACCURACY,
@@ -66,12 +66,16 @@ class DocumentedModel:
         signature: Its inputs and outputs.
         variants: The protocol versions it answers to.
         tiers: The tiers a request may ask for.
+        raw: The text or picture that a request may send in the place of all inputs.
+        example: A value of it that works.
     """
 
     name: str
     signature: Signature
     variants: tuple[str, ...]
     tiers: tuple[str, ...]
+    raw: TensorSpec | None = None
+    example: str = ""
 
 
 def document(models: Iterable[DocumentedModel], version: str = "2") -> dict[str, Any]:
@@ -157,7 +161,11 @@ def _repository_paths() -> Schema:
 def _infer(operation_id: str, models: Sequence[DocumentedModel]) -> Schema:
     requests = {"anyOf": [_ref("schemas", _key(model, "InferRequest")) for model in models]} if models else {}
     answers = {"anyOf": [_ref("schemas", _key(model, "InferResponse")) for model in models]} if models else {}
-    examples = {model.name: {"value": example} for model in models if (example := example_request(model))}
+    examples = {model.name: {"value": example} for model in models if (example := example_request(model))} | {
+        f"{model.name}, {model.raw.name}": {"value": raw_example(model, model.raw)}
+        for model in models
+        if model.raw is not None
+    }
     operation = _operation(operation_id, "Runs the model on a batch.", None, _INFER)
     operation["parameters"] = [_ref("parameters", name) for name in _INFER_HEADERS]
     operation["requestBody"] = {
@@ -246,7 +254,7 @@ _HEADERS: Final[Schema] = {
     "Arm": {"description": "The arm of the rollout, when one runs.", "schema": {"type": "string"}},
     "Server-Timing": {
         "required": True,
-        "description": "Milliseconds in the queue and in the model: `queue;dur=0.1, infer;dur=0.4`.",
+        "description": "Milliseconds in transforms, the queue and the model: `queue;dur=0.1, infer;dur=0.4`.",
         "schema": {"type": "string"},
     },
     "Inference-Header-Content-Length": {
@@ -283,10 +291,17 @@ def example_request(model: DocumentedModel) -> dict[str, Any] | None:
     return {"inputs": inputs} | ({"parameters": {"tier": model.tiers[0]}} if model.tiers else {})
 
 
+def raw_example(model: DocumentedModel, raw: TensorSpec) -> dict[str, Any]:
+    """A valid JSON request of one text or picture."""
+    tensor = {"name": raw.name, "shape": [1], "datatype": DTYPE_DATATYPES[raw.dtype], "data": [model.example]}
+    return {"inputs": [tensor]}
+
+
 def _model_schemas(models: Sequence[DocumentedModel]) -> Schema:
-    return {_key(model, "InferRequest"): request_schema(model.signature, model.tiers) for model in models} | {
-        _key(model, "InferResponse"): response_schema(model.name, model.signature) for model in models
-    }
+    return {
+        _key(model, "InferRequest"): request_schema(model.signature, model.tiers, model.raw)
+        for model in models
+    } | {_key(model, "InferResponse"): response_schema(model.name, model.signature) for model in models}
 
 
 def _key(model: DocumentedModel, what: str) -> str:

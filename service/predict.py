@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from bentoml.exceptions import BentoMLException
 
-from compression.signature import Signature
+from compression.signature import TensorSpec
 from service.errors import BadRequestError, ServiceError
 from service.inference import Inference
 from service.protocol import InferRequest, RequestDecoder
@@ -20,7 +20,7 @@ from service.tensors import DTYPE_DATATYPES
 async def predict(
     core: Inference, name: str, inputs: Mapping[str, Any], tier: str | None, version: str | None
 ) -> dict[str, Any]:
-    """Answers named inputs, each a nested list of rows.
+    """Answers named inputs, each a nested list of rows, or a text or picture per row.
 
     Raises:
         BentoMLException: With the status that the data plane would have answered.
@@ -29,7 +29,9 @@ async def predict(
     try:
         model = core.fleet.find(name)
         pinned = model.pinned(version) if version else None
-        request = _request(model.signature, model.decoder, inputs)
+        raw = model.transforms.raw
+        specs = model.signature.inputs if raw is None else (*model.signature.inputs, raw)
+        request = _request(specs, model.decoder, inputs)
         answer = await core.infer(model, pinned, request, {"tier": tier} if tier else {}, arrived)
     except ServiceError as error:
         raise BentoMLException(str(error), error_code=HTTPStatus(error.status)) from error
@@ -41,9 +43,9 @@ async def predict(
     }
 
 
-def _request(signature: Signature, decoder: RequestDecoder, inputs: Mapping[str, Any]) -> InferRequest:
+def _request(specs: Iterable[TensorSpec], decoder: RequestDecoder, inputs: Mapping[str, Any]) -> InferRequest:
     """The same request as the protocol would bring it, so that one reader checks both."""
-    datatypes = {spec.name: DTYPE_DATATYPES[spec.dtype] for spec in signature.inputs}
+    datatypes = {spec.name: DTYPE_DATATYPES[spec.dtype] for spec in specs}
     tensors = [
         {"name": name, "datatype": datatypes.get(name, ""), "shape": _shape(rows), "data": rows}
         for name, rows in inputs.items()
@@ -51,7 +53,7 @@ def _request(signature: Signature, decoder: RequestDecoder, inputs: Mapping[str,
     try:
         return decoder.decode(orjson.dumps({"inputs": tensors}))
     except TypeError as error:
-        raise BadRequestError(f"the inputs are no JSON numbers: {error}. Send lists of numbers.") from error
+        raise BadRequestError(f"the inputs are nothing that JSON knows: {error}. Send lists.") from error
 
 
 def _shape(rows: Any) -> list[int]:

@@ -16,9 +16,7 @@ import orjson
 
 from compression.signature import Array, Signature, SignatureError, TensorSpec
 from service.errors import BadRequestError
-from service.tensors import DATATYPES, DTYPE_DATATYPES, TensorReader, binary_values, json_values, quoted
-
-__all__ = ["DATATYPES", "InferRequest", "RequestDecoder", "RequestedOutput", "encode", "metadata"]
+from service.tensors import DTYPE_DATATYPES, BinaryTail, TensorReader, binary_values, json_values, quoted
 
 MAX_ID_LENGTH = 256
 # numpy's own limit is 64. No real tensor comes near, and messages that show a shape stay short.
@@ -56,6 +54,7 @@ class InferRequest:
         outputs: The outputs to return, in this order; empty means all.
         binary_output: Whether outputs go in binary when `outputs` is empty.
         parameters: The request's parameters, without `binary_data_output`, which is the protocol's own.
+        is_raw: Whether its input is a text or a picture, which a transform makes the model's inputs from.
     """
 
     id: str | None
@@ -64,25 +63,37 @@ class InferRequest:
     outputs: tuple[RequestedOutput, ...]
     binary_output: bool
     parameters: dict[str, str | int | float | bool]
+    is_raw: bool = False
+
+    def wants(self, output: str) -> bool:
+        """Whether an output beside the model's own is asked for: by its name, or by a text or a picture."""
+        if not self.outputs:
+            return self.is_raw
+        return any(wanted.name == output for wanted in self.outputs)
 
 
 class RequestDecoder:
     """Reads requests for one model; prepared once, used for each request, safe to share between threads."""
 
-    __slots__ = ("_batch_input", "_fitting", "_output_names", "_readers", "_signature")
+    __slots__ = ("_batch_input", "_fitting", "_output_names", "_raw", "_readers", "_signature")
 
-    def __init__(self, signature: Signature, allow_non_finite: bool = False) -> None:
+    def __init__(
+        self, signature: Signature, allow_non_finite: bool = False, raw: TensorSpec | None = None
+    ) -> None:
         """Prepares for a model's signature.
 
         Args:
             signature: What the model takes and gives.
             allow_non_finite: Whether binary inputs may hold NaN and infinities. JSON has none.
+            raw: An input that a request may send in the place of all others.
 
         Raises:
             KeyError: The protocol has no datatype for an input's dtype.
         """
         self._signature = signature
-        self._readers = {spec.name: TensorReader(spec, allow_non_finite) for spec in signature.inputs}
+        self._raw = raw
+        specs = signature.inputs if raw is None else (*signature.inputs, raw)
+        self._readers = {spec.name: TensorReader(spec, allow_non_finite) for spec in specs}
         self._output_names = {spec.name for spec in signature.outputs}
         self._batch_input = _batch_input(signature)
         self._fitting: set[tuple[object, ...]] = set()
@@ -100,7 +111,8 @@ class RequestDecoder:
         """
         document, tail = _split(body, header_length)
         inputs = self._inputs(document.get("inputs"), tail)
-        self._check(inputs)
+        raw = self._raw if self._raw is not None and self._raw.name in inputs else None
+        self._check(inputs, raw)
         parameters = _parameters(document)
         binary_output = parameters.pop("binary_data_output", False)
         if type(binary_output) is not bool:
@@ -108,11 +120,14 @@ class RequestDecoder:
                 f"parameter binary_data_output is {quoted(binary_output)}; expected a boolean. "
                 "Send true or false."
             )
-        rows = inputs[self._batch_input].shape[0] if self._batch_input is not None else 1
+        batched = self._batch_input if raw is None else raw.name
+        rows = inputs[batched].shape[0] if batched is not None else 1
         outputs = self._outputs(document["outputs"], binary_output) if "outputs" in document else ()
-        return InferRequest(_id(document), inputs, rows, outputs, binary_output, parameters)
+        return InferRequest(
+            _id(document), inputs, rows, outputs, binary_output, parameters, is_raw=raw is not None
+        )
 
-    def _inputs(self, tensors: object, tail: _Tail | None) -> dict[str, Array]:
+    def _inputs(self, tensors: object, tail: BinaryTail | None) -> dict[str, Array]:
         if type(tensors) is not list:
             raise BadRequestError('the request has no list "inputs". Send {"inputs": [{"name": ..., ...}]}.')
         arrays: dict[str, Array] = {}
@@ -126,7 +141,7 @@ class RequestDecoder:
             tail.check_used_up()
         return arrays
 
-    def _check(self, inputs: dict[str, Array]) -> None:
+    def _check(self, inputs: dict[str, Array], raw: TensorSpec | None) -> None:
         """Checks against the signature, once per combination of shapes.
 
         The readers settled names and dtypes, so whether inputs fit depends on which are there and on their
@@ -135,8 +150,15 @@ class RequestDecoder:
         shapes = (*inputs, *[array.shape for array in inputs.values()])
         if shapes in self._fitting:
             return
+        if raw is not None and len(inputs) > 1:
+            raise BadRequestError(
+                f'input "{raw.name}" stands in for all others. Send it alone, or not at all.'
+            )
         try:
-            self._signature.check_inputs(inputs)
+            if raw is None:
+                self._signature.check_inputs(inputs)
+            else:
+                Signature((raw,), ()).check_inputs(inputs)
         except SignatureError as error:
             raise BadRequestError(str(error)) from None
         if len(self._fitting) < MAX_REMEMBERED_SHAPES:
@@ -187,37 +209,6 @@ class RequestDecoder:
         return RequestedOutput(name, binary)
 
 
-class _Tail:
-    """The bytes behind the JSON header, handed out in the order of the inputs."""
-
-    __slots__ = ("_body", "_offset")
-
-    def __init__(self, body: memoryview, offset: int) -> None:
-        self._body = body
-        self._offset = offset
-
-    def take(self, length: object, name: str) -> memoryview:
-        if type(length) is not int or length < 0:
-            raise BadRequestError(
-                f'input "{name}" has binary_data_size {quoted(length)}; expected its length in bytes. '
-                "Send a whole number that is not negative."
-            )
-        start, self._offset = self._offset, self._offset + length
-        if self._offset > len(self._body):
-            raise BadRequestError(
-                f'input "{name}" has binary_data_size {length}, but {len(self._body) - start} bytes follow. '
-                "Send all of the binary data."
-            )
-        return self._body[start : self._offset]
-
-    def check_used_up(self) -> None:
-        if self._offset != len(self._body):
-            raise BadRequestError(
-                f"{len(self._body) - self._offset} bytes are left over behind the last input. "
-                "Make the sizes in binary_data_size add up to what follows the JSON header."
-            )
-
-
 def encode(
     model_name: str,
     model_version: str,
@@ -239,7 +230,7 @@ def encode(
         request_id: The id to echo; None leaves it out.
         request: What was asked: which outputs, in JSON or binary.
         outputs: Arrays of this request's rows by output name, each `(rows, ...)`.
-        signature: The model's signature.
+        signature: The model's signature, with the outputs that transforms add.
         parameters: What the response says beside the outputs; values that JSON knows.
 
     Returns:
@@ -252,7 +243,7 @@ def encode(
     """
     tensors: list[dict[str, object]] = []
     chunks: list[bytes | memoryview] = []
-    for spec, binary in _wanted(request, signature):
+    for spec, binary in _wanted(request, signature, outputs):
         array = outputs[spec.name]
         tensor: dict[str, object] = {
             "name": spec.name,
@@ -278,13 +269,18 @@ def encode(
     return b"".join((header, *chunks)), len(header)
 
 
-def metadata(name: str, versions: Iterable[str], signature: Signature, platform: str) -> dict[str, Any]:
+def metadata(
+    name: str, versions: Iterable[str], signature: Signature, platform: str, raw: TensorSpec | None = None
+) -> dict[str, Any]:
     """The answer to `GET /v2/models/{model}`; symbolic axes have length -1.
+
+    An input that stands in for all of them (`raw`) is named apart, so that clients find what they know.
 
     Raises:
         KeyError: The protocol has no datatype for a tensor's dtype.
     """
-    return {
+    instead = {} if raw is None else {"alternative_inputs": [_tensor_metadata(raw)]}
+    return instead | {
         "name": name,
         "versions": list(versions),
         "platform": platform,
@@ -297,14 +293,16 @@ def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": DTYPE_DATATYPES[spec.dtype], "shape": spec.wire_shape}
 
 
-def _wanted(request: InferRequest, signature: Signature) -> list[tuple[TensorSpec, bool]]:
+def _wanted(
+    request: InferRequest, signature: Signature, outputs: Mapping[str, Array]
+) -> list[tuple[TensorSpec, bool]]:
     if not request.outputs:
-        return [(spec, request.binary_output) for spec in signature.outputs]
+        return [(spec, request.binary_output) for spec in signature.outputs if spec.name in outputs]
     specs = {spec.name: spec for spec in signature.outputs}
     return [(specs[output.name], output.binary) for output in request.outputs]
 
 
-def _split(body: bytes | memoryview, header_length: int | None) -> tuple[dict[str, Any], _Tail | None]:
+def _split(body: bytes | memoryview, header_length: int | None) -> tuple[dict[str, Any], BinaryTail | None]:
     """The JSON object, and what follows it when the client said how long the object is."""
     tail = None
     if header_length is not None:
@@ -314,7 +312,7 @@ def _split(body: bytes | memoryview, header_length: int | None) -> tuple[dict[st
                 "Send the length of the JSON part in bytes."
             )
         view = memoryview(body)
-        tail = _Tail(view, header_length)
+        tail = BinaryTail(view, header_length)
         body = view[:header_length]
     try:
         document = orjson.loads(body)
@@ -330,7 +328,7 @@ def _split(body: bytes | memoryview, header_length: int | None) -> tuple[dict[st
     return document, tail
 
 
-def _read(reader: TensorReader, tensor: dict[str, Any], tail: _Tail | None) -> Array:
+def _read(reader: TensorReader, tensor: dict[str, Any], tail: BinaryTail | None) -> Array:
     """The values of one input, from wherever the client put them."""
     name = reader.spec.name
     shape = tensor.get("shape")

@@ -87,6 +87,8 @@ class Repository:
                 model.signature,
                 tuple(model.versions),
                 tuple(tier.name for tier in model.card.spec.tiers),
+                model.transforms.raw,
+                model.transforms.example,
             )
             for model in self._fleet.models.values()
         )
@@ -104,7 +106,7 @@ class Repository:
         match rest:
             case []:
                 names = [variant.name for variant in pinned]
-                return metadata(model.name, names, model.signature, PLATFORM)
+                return metadata(model.name, names, model.signature, PLATFORM, model.transforms.raw)
             case ["ready"]:
                 return _model_ready(model)
             case ["stats"]:

@@ -24,8 +24,17 @@ def names_schema(names: Iterable[str]) -> Schema:
     return {"type": "string", "enum": known} if known else {"type": "string"}
 
 
-def request_schema(signature: Signature, tiers: Iterable[str]) -> Schema:
-    """The body of an inference request to a model with this signature and these tiers."""
+def request_schema(signature: Signature, tiers: Iterable[str], raw: TensorSpec | None = None) -> Schema:
+    """The body of an inference request to a model with this signature and these tiers.
+
+    Args:
+        signature: What the model takes and gives.
+        tiers: What a request may ask for.
+        raw: An input that may stand in the place of all others.
+    """
+    inputs = _each_once([_input_schema(spec) for spec in signature.inputs])
+    if raw is not None:
+        inputs = {"anyOf": [inputs, _each_once([_input_schema(raw)])]}
     outputs = {
         "type": "object",
         "required": ["name"],
@@ -41,6 +50,7 @@ def request_schema(signature: Signature, tiers: Iterable[str]) -> Schema:
         "allow_degrade": {"type": "boolean"},
         "sticky_key": STICKY_KEY,
         "binary_data_output": {"type": "boolean"},
+        "top_k": {"type": "integer", "minimum": 1},
     }
     scalar = {"type": ["string", "number", "boolean"]}
     return {
@@ -48,7 +58,7 @@ def request_schema(signature: Signature, tiers: Iterable[str]) -> Schema:
         "required": ["inputs"],
         "properties": {
             "id": {"type": "string", "maxLength": MAX_ID_LENGTH, "pattern": "^[ -~]*$"},
-            "inputs": _each_once([_input_schema(spec) for spec in signature.inputs]),
+            "inputs": inputs,
             "outputs": {"type": "array", "items": outputs, "maxItems": len(signature.outputs)},
             "parameters": {"type": "object", "properties": asked, "additionalProperties": scalar},
         },

@@ -82,6 +82,47 @@ def quoted(value: object) -> str:
     return text[:_SHOWN_BYTES].decode(errors="ignore") + "..."
 
 
+class BinaryTail:
+    """The bytes behind the JSON header, handed out in the order of the inputs."""
+
+    __slots__ = ("_body", "_offset")
+
+    def __init__(self, body: memoryview, offset: int) -> None:
+        self._body = body
+        self._offset = offset
+
+    def take(self, length: object, name: str) -> memoryview:
+        """The next `length` bytes, which belong to the input of this name.
+
+        Raises:
+            BadRequestError: The length is none, or fewer bytes are left.
+        """
+        if type(length) is not int or length < 0:
+            raise BadRequestError(
+                f'input "{name}" has binary_data_size {quoted(length)}; expected its length in bytes. '
+                "Send a whole number that is not negative."
+            )
+        start, self._offset = self._offset, self._offset + length
+        if self._offset > len(self._body):
+            raise BadRequestError(
+                f'input "{name}" has binary_data_size {length}, but {len(self._body) - start} bytes follow. '
+                "Send all of the binary data."
+            )
+        return self._body[start : self._offset]
+
+    def check_used_up(self) -> None:
+        """Checks that no byte is left.
+
+        Raises:
+            BadRequestError: Some are.
+        """
+        if self._offset != len(self._body):
+            raise BadRequestError(
+                f"{len(self._body) - self._offset} bytes are left over behind the last input. "
+                "Make the sizes in binary_data_size add up to what follows the JSON header."
+            )
+
+
 class TensorReader:
     """Reads one input of a model from a request; prepared once per model.
 

@@ -39,6 +39,11 @@ class Transforms:
         return None if self.before is None else self.before.raw
 
     @property
+    def example(self) -> str:
+        """A value of it that works; empty when there is none."""
+        return "" if self.before is None else self.before.example
+
+    @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Outputs beside the model's own."""
         return () if self.after is None else self.after.outputs

@@ -17,8 +17,8 @@ from hypothesis.extra import numpy as hnp
 
 from compression.signature import Array, Signature, TensorSpec
 from service.errors import BadRequestError
-from service.protocol import DATATYPES, InferRequest, RequestDecoder, RequestedOutput, encode, metadata
-from service.tensors import DTYPE_DATATYPES
+from service.protocol import InferRequest, RequestDecoder, RequestedOutput, encode, metadata
+from service.tensors import DATATYPES, DTYPE_DATATYPES
 
 # A busy machine is no reason to fail.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
