@@ -39,7 +39,7 @@ _HEADER = struct.Struct("<8sQ32sII")
 _LONGEST_GAP = ALPHABET - 1
 # Tables of tiny tensors may outweigh what they code, never by this much.
 _MOST_TABLE_BYTES = 1 << 20
-_DEFLATE_LEVEL = 9
+_DEFLATE_LEVEL = 6  # higher ones take several times as long for a hundredth
 
 Items = NDArray[Any]
 
@@ -196,11 +196,14 @@ def _header(packed: bytes, limit: int) -> tuple[int, bytes, int, int]:
 
 
 def _pack_span(plain: bytes, span: Span) -> _Packed | None:
-    """The smaller of the two ways to store a span, or None when neither is smaller than its bytes."""
+    """The smaller of the two ways to store a span, or None when deflating its bytes does as well."""
     items = np.frombuffer(plain, f"<u{span.width}", span.items, span.offset)
     ways = (_every_weight(span, items), _nonzero_weights(span, items))
     smallest = min(filter(None, ways), key=_Packed.stored_bytes, default=None)
-    return smallest if smallest and smallest.stored_bytes() < items.nbytes else None
+    if smallest is None:
+        return None
+    deflated = zlib.compress(items.tobytes(), _DEFLATE_LEVEL)
+    return smallest if smallest.stored_bytes() < len(deflated) else None
 
 
 def _every_weight(span: Span, items: Items) -> _Packed | None:
