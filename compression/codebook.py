@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -249,4 +249,4 @@ def _with(model: OnnxModel, nodes: list[onnx.NodeProto], initializers: list[onnx
         graph.ClearField(name)
         getattr(graph, name).extend(values)
     proto.ir_version = max(proto.ir_version, 4)
-    return OnnxModel(proto, model.signature)
+    return replace(model, proto=proto)
