@@ -18,7 +18,18 @@ ALLOWED = {
     "service": {"compression", "variants", "service"},
     "loadtests": {"loadtests"},
 }
-HEAVY = {"torch", "sklearn", "onnx", "onnxscript", "torch_pruning", "optuna", "nncf", "torchao", "ray", "locust"}
+HEAVY = {
+    "torch",
+    "sklearn",
+    "onnx",
+    "onnxscript",
+    "torch_pruning",
+    "optuna",
+    "nncf",
+    "torchao",
+    "ray",
+    "locust",
+}
 FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
 
 
