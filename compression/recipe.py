@@ -21,12 +21,19 @@ class Step(BaseModel):
 
 
 class Recipe(BaseModel):
-    """An ordered list of passes. No steps at all is the reference itself."""
+    """An ordered list of passes. No steps at all is the reference itself.
+
+    Attributes:
+        name: What variants are called after it.
+        steps: The passes with their settings.
+        timeout_s: How long a build of it may take; None for what the spec says.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: RecipeName
     steps: tuple[Step, ...] = ()
+    timeout_s: float | None = Field(default=None, gt=0)
 
     def canonical(self) -> list[dict[str, Any]]:
         """The steps as plain JSON, in order."""

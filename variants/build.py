@@ -7,6 +7,7 @@ makes an interrupted build resumable; the card that makes them visible is publis
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from variants.home import subfolder
 from variants.host import Host
 from variants.profiler import Bench, Measurements, profile_variants
 from variants.progress import Reporter, for_task
+from variants.scorecard import Scorecard
 from variants.store import CatalogError, DamagedArtifactError, sha256
 from variants.variant import Life, Status, Variant, VariantId
 from variants.worker import WorkerError, run
@@ -68,6 +70,7 @@ def build(
     recipes: Sequence[str] = (),
     added: Sequence[Recipe] = (),
     jobs: int = 1,
+    timeout_s: float | None = None,
 ) -> Built:
     """Builds a model's recipes and publishes what came out.
 
@@ -79,19 +82,25 @@ def build(
         recipes: Only these, and the reference; empty for all of the spec's, unless recipes are added.
         added: Recipes to build beside the spec's own, or in the place of one of the same name.
         jobs: How many variants are compressed side by side.
+        timeout_s: How long one variant may take; None for what its recipe or the spec says.
 
     Raises:
-        BuildError: The spec is wrong, or the reference could not be built.
+        BuildError: The spec is wrong, the reference could not be built, or the card not be written.
     """
     with tempfile.TemporaryDirectory(dir=subfolder("work")) as work:
         folder = Path(work)
         only = (*recipes, *(recipe.name for recipe in added))
         job = Job(spec_name, folder, only=only, added=tuple(added))
         prepared = _prepare(job, progress)
-        builds = _Builds(job, prepared, catalog, folder, progress)
+        builds = _Builds(job, prepared, catalog, folder, progress, timeout_s)
         with catalog.build_lock(prepared.spec.model):
             builds.run(jobs, threads=max(1, host.cores // jobs))
-            card = _publish_card(catalog, prepared, builds, host, folder, progress)
+            try:
+                card = _publish_card(catalog, prepared, builds, host, folder, progress)
+            except OSError as error:
+                raise BuildError(
+                    f"the card was not written: {error}. What was built is kept; make space and build again."
+                ) from error
     return Built(card, builds.fresh, builds.cached, builds.failures)
 
 
@@ -99,13 +108,20 @@ class _Builds:
     """The variants of one build on their way into the store."""
 
     def __init__(
-        self, job: Job, prepared: Prepared, catalog: Catalog, folder: Path, progress: Reporter
+        self,
+        job: Job,
+        prepared: Prepared,
+        catalog: Catalog,
+        folder: Path,
+        progress: Reporter,
+        timeout_s: float | None,
     ) -> None:
         self.job = job
         self.prepared = prepared
         self.catalog = catalog
         self.folder = folder
         self.progress = progress
+        self.timeout_s = timeout_s
         self.stored: dict[str, StoredVariant] = {}
         self.failures: dict[str, Failure] = {}
         self.fresh: list[str] = []
@@ -135,29 +151,41 @@ class _Builds:
         try:
             self.stored[plan.recipe] = self.catalog.open(self.id(plan))
         except DamagedArtifactError:
-            self._compress(plan, threads)
+            self._build(plan, threads)
         else:
             self.cached.append(plan.recipe)
             self.progress.finish(plan.recipe, f"cached {plan.build}")
 
-    def _compress(self, plan: Planned, threads: int) -> None:
+    def _build(self, plan: Planned, threads: int) -> None:
         folder = self.folder / plan.recipe
-        folder.mkdir()
-        job = replace(self.job, folder=folder, recipe=plan.recipe)
         try:
-            report = for_task(self.progress, plan.recipe)
-            outcome = run(_WORKER, job, Result, folder, report, threads).outcome
+            folder.mkdir()
+            outcome = self._compress(plan, folder, threads)
+            if outcome.scorecard is None:
+                self._fail(plan, outcome)
+            else:
+                self._publish(plan, folder, outcome.scorecard)
+        except OSError as error:  # a full disk, above all; what was staged is gone
+            self._fail(plan, Outcome(failed=f"it could not be stored: {error}. Free space and build again."))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # the next variant needs the space
+
+    def _compress(self, plan: Planned, folder: Path, threads: int) -> Outcome:
+        job = replace(self.job, folder=folder, recipe=plan.recipe)
+        report, limit = for_task(self.progress, plan.recipe), self.timeout_s or plan.timeout_s
+        try:
+            outcome = run(_WORKER, job, Result, folder, report, threads, limit).outcome
         except WorkerError as error:
-            outcome = Outcome(failed=str(error))
-        if outcome is None or outcome.scorecard is None:
-            self._fail(plan, outcome or Outcome(failed="the build's process reported nothing"))
-            return
+            return Outcome(failed=str(error))
+        return outcome or Outcome(failed="the build's process reported nothing")
+
+    def _publish(self, plan: Planned, folder: Path, scorecard: Scorecard) -> None:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         variant = Variant(self.id(plan), plan.steps, plan.lineage, created)
         files = {path.name: path for path in (model_file(folder), folder / GOLDEN_FILE)}
-        self.stored[plan.recipe] = self.catalog.publish(variant, outcome.scorecard, files)
+        self.stored[plan.recipe] = self.catalog.publish(variant, scorecard, files)
         self.fresh.append(plan.recipe)
-        self.progress.finish(plan.recipe, f"built {plan.build}, {outcome.scorecard.bytes:,} bytes")
+        self.progress.finish(plan.recipe, f"built {plan.build}, {scorecard.bytes:,} bytes")
 
     def _fail(self, plan: Planned, outcome: Outcome) -> None:
         status = Status.SKIPPED if outcome.skipped else Status.FAILED

@@ -58,6 +58,7 @@ class Planned:
         lineage: What the build key is made of.
         build: The build key.
         refused: Why it cannot work, known before anything is built; None when it may.
+        timeout_s: How long its build may take; None for as long as it does.
     """
 
     recipe: str
@@ -65,6 +66,7 @@ class Planned:
     lineage: Lineage
     build: str
     refused: Outcome | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)

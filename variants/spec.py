@@ -12,16 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
 from torch import nn
 
 import variants.zoo
-from compression.data import Splits
+from compression.data import Splits, divided
 from compression.model import OnnxModel, TorchModel
-from compression.recipe import Recipe
+from compression.recipe import Recipe, step
 from compression.signature import Signature
 from compression.training import Training, seeded
 from variants.catalog import KEPT_NAMES
 from variants.metrics import MetricError, check_metric
+from variants.registration import GRAPH_FILE, ROWS_FILE, Registration, find_registration
+from variants.samples import read_split
 from variants.serving_spec import DEFAULT_TIERS, ServingSpec, TierSpec, Transform
 from variants.transform import DeclarationError
 from variants.transforms import check_declared
@@ -29,6 +32,17 @@ from variants.transforms import check_declared
 _LONGEST_TAG_NAME = 63
 # Their sources are told apart by their versions, which are part of a lineage.
 _LIBRARIES = ("torch.", "transformers.")
+
+
+# What is tried on a graph that was added. Techniques that need a module say so in the table.
+GRAPH_RECIPES = (
+    Recipe(name="fp32"),
+    Recipe(name="fp16", steps=(step("fp16"),)),
+    Recipe(name="int8-dynamic", steps=(step("int8-dynamic"),)),
+    Recipe(name="int8-static", steps=(step("int8-static"),)),
+    Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5),)),
+    Recipe(name="distilled", steps=(step("distill", student="current"),)),
+)
 
 
 class SpecError(ValueError):
@@ -57,6 +71,7 @@ class ModelSpec:
         allow_non_finite: Whether inputs may hold NaN and infinities.
         profile_batch: Batch size that decides which runtime serves; None for 1 and 8 together.
         seed: Seeds everything random.
+        timeout_s: How long the build of one variant may take; None for as long as it does.
         description: One line for people.
         transforms: What the gateway does before and after the model.
         files: Finds the files that the transforms read, by the name that they have in the catalog.
@@ -78,6 +93,7 @@ class ModelSpec:
     allow_non_finite: bool = False
     profile_batch: int | None = None
     seed: int = 0
+    timeout_s: float | None = None
     description: str = ""
     transforms: tuple[Transform, ...] = ()
     files: Mapping[str, Callable[[], Path]] = field(default_factory=dict)
@@ -174,9 +190,7 @@ def load_spec(name: str) -> ModelSpec:
     if not attribute:
         known = zoo()
         if name not in known:
-            raise SpecError(
-                f'no spec "{name}". Mipgate brings {", ".join(known)}; name your own as package.module:SPEC.'
-            )
+            return _added_spec(name)
         module_name, attribute = f"variants.zoo.{name}", "SPEC"
     try:
         spec = getattr(importlib.import_module(module_name), attribute)
@@ -185,6 +199,47 @@ def load_spec(name: str) -> ModelSpec:
     if not isinstance(spec, ModelSpec):
         raise SpecError(f"{name} is a {type(spec).__name__}; expected a variants.spec.ModelSpec.")
     return spec
+
+
+def graph_spec(
+    registration: Registration, graph: Callable[[], OnnxModel], splits: Callable[[], Splits]
+) -> ModelSpec:
+    """The spec of an ONNX file that was added.
+
+    Raises:
+        SpecError: Its name or metric cannot be.
+    """
+    source = registration.graph
+    assert source is not None
+    return ModelSpec(
+        name=registration.name,
+        factory=graph,
+        signature=source.signature,
+        splits=splits,
+        metric=source.metric,
+        recipes=GRAPH_RECIPES,
+        train_reference=False,
+        allow_non_finite=source.allow_non_finite,
+        description=f"{source.origin}, added by hand",
+    )
+
+
+def _added_spec(name: str) -> ModelSpec:
+    registration = find_registration(name)
+    if registration is None:
+        raise SpecError(
+            f'no spec "{name}". Mipgate brings {", ".join(zoo())}; add your own with `mipgate add`, or name '
+            "it as package.module:SPEC."
+        )
+    if registration.spec is not None:
+        return load_spec(registration.spec)
+    source = registration.graph
+    assert source is not None
+    return graph_spec(
+        registration,
+        lambda: OnnxModel(onnx.load_model(registration.path(GRAPH_FILE)), source.signature),
+        lambda: divided(read_split(registration.path(ROWS_FILE))),
+    )
 
 
 def zoo() -> list[str]:

@@ -176,5 +176,9 @@ def _seal(stage: Path, tag: str, labels: dict[str, str]) -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    fresh.write_text(text)
-    fresh.replace(path)
+    try:
+        fresh.write_text(text)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise

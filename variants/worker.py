@@ -5,22 +5,28 @@ The child prints progress as JSON lines; whatever else it prints is kept for the
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 from variants import document
 
 Report = Callable[[str, float], None]
 T = TypeVar("T")
 _TAIL_LINES = 15
+_DISK_FULL = os.strerror(errno.ENOSPC)
 _OWN_ERROR = re.compile(r"^(?:compression|variants)\.[\w.]+: ")
 
 
@@ -29,7 +35,13 @@ class WorkerError(Exception):
 
 
 def run(
-    module: str, job: Any, result: type[T], folder: Path, report: Report, threads: int | None = None
+    module: str,
+    job: Any,
+    result: type[T],
+    folder: Path,
+    report: Report,
+    threads: int | None = None,
+    timeout_s: float | None = None,
 ) -> T:
     """Runs `python -m MODULE JOB RESULT` and reads the result.
 
@@ -41,9 +53,10 @@ def run(
         report: Called with the child's progress.
         threads: Threads that the child's numeric libraries may use; None leaves it to them. Children that
             share cores and each use all of them spend their time waiting for one another.
+        timeout_s: How long it may take; None for as long as it does.
 
     Raises:
-        WorkerError: The child exited with an error, was killed, or wrote no result.
+        WorkerError: The child exited with an error, was killed, took too long, or wrote no result.
     """
     job_path, result_path = folder / f"{module}-job.json", folder / f"{module}-result.json"
     result_path.unlink(missing_ok=True)
@@ -55,15 +68,46 @@ def run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as child:
         assert child.stdout is not None
+        deadline = _Deadline(child, timeout_s)
         try:
             for line in child.stdout:
                 _follow(line, report, tail)
         except BaseException:
             child.kill()
             raise
+        finally:
+            deadline.cancel()
+    if deadline.passed:
+        raise WorkerError(f"it took longer than {timeout_s:g} s and was stopped. Raise --timeout.")
     if child.returncode != 0 or not result_path.is_file():
         raise WorkerError(_cause(child.returncode, tail))
     return document.read(result, result_path)
+
+
+class _Deadline:
+    """Kills a child that takes too long, unless it is cancelled before."""
+
+    def __init__(self, child: subprocess.Popen[str], timeout_s: float | None) -> None:
+        self.passed = False
+        self._child = child
+        self._timer = threading.Timer(timeout_s or 0.0, self._end)
+        self._timer.daemon = True
+        if timeout_s is not None:
+            self._timer.start()
+
+    def cancel(self) -> None:
+        """Lets the child be."""
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        if self._child.poll() is not None:
+            return
+        self.passed = True
+        with suppress(psutil.NoSuchProcess):  # its own children would keep its output open
+            for grandchild in psutil.Process(self._child.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    grandchild.kill()
+        self._child.kill()
 
 
 def report_to_parent(what: str, fraction: float) -> None:
@@ -86,5 +130,7 @@ def _cause(returncode: int, tail: deque[str]) -> str:
         return f"the process died of {signal.Signals(-returncode).name}. Last words: {' | '.join(tail)}"
     if not tail:
         return f"the process ended with status {returncode} and said nothing"
+    if _DISK_FULL in tail[-1]:
+        return f"{_DISK_FULL}. Free some space and build again."
     # An uncaught exception's own line is the last. Our own errors explain themselves without their class.
     return _OWN_ERROR.sub("", tail[-1])

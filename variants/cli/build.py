@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from compression.recipe import Recipe
 from variants.assessment import assess_model
-from variants.build import build
+from variants.build import Built, build
 from variants.catalog import Catalog
 from variants.cli.show import print_model
-from variants.host import this_host
+from variants.host import Host, this_host
 from variants.progress import reporter
 
 
@@ -35,14 +35,27 @@ from variants.progress import reporter
     metavar="N",
     help="Variants compressed side by side.",
 )
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    metavar="SECONDS",
+    help="Give a variant up that takes longer.",
+)
 @click.option("--quiet", is_flag=True, help="Do not print the table at the end.")
 def command(
-    model: str, recipes: tuple[str, ...], recipe_files: tuple[Path, ...], jobs: int, quiet: bool
+    model: str,
+    recipes: tuple[str, ...],
+    recipe_files: tuple[Path, ...],
+    jobs: int,
+    timeout_s: float | None,
+    quiet: bool,
 ) -> None:
     """Build, score, profile and publish the variants of MODEL.
 
-    MODEL is a name of the zoo, or your own spec as package.module:ATTRIBUTE. What has not changed since the
-    last build is found in the store and not built again.
+    MODEL is a name of the zoo, a model that was added, or your own spec as package.module:ATTRIBUTE. What
+    has not changed since the last build is found in the store and not built again.
 
     A recipe file holds a name and the passes in order, with what differs from their defaults:
     {"name": "half", "steps": [{"pass": "prune-structured", "settings": {"ratio": 0.5}}]}
@@ -52,7 +65,15 @@ def command(
     catalog, host = Catalog(), this_host()
     added = [_recipe(file) for file in recipe_files]
     with reporter() as progress:
-        built = build(model, catalog, host, progress, recipes=recipes, added=added, jobs=jobs)
+        built = build(
+            model, catalog, host, progress, recipes=recipes, added=added, jobs=jobs, timeout_s=timeout_s
+        )
+    if failed := tell(built, catalog, host, quiet):
+        raise click.ClickException(failed)
+
+
+def tell(built: Built, catalog: Catalog, host: Host, quiet: bool) -> str:
+    """Prints what a build did; returns what to say of the variants that failed, if any did."""
     name = built.card.spec.model
     if not quiet:
         card, standings = assess_model(catalog, name, host)
@@ -60,8 +81,7 @@ def command(
     counts = f"{len(built.fresh)} built, {len(built.cached)} cached, {len(built.failures)} not built"
     click.echo(f"{name}: {counts}", err=True)
     failed = [recipe for recipe, failure in built.failures.items() if failure.status == "failed"]
-    if failed:
-        raise click.ClickException(f"{', '.join(failed)} failed; the table above says why.")
+    return f"{', '.join(failed)} failed; the table above says why." if failed else ""
 
 
 def _recipe(file: Path) -> Recipe:
