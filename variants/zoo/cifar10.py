@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Callable
 from functools import cache
 from typing import IO
 
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from compression.data import Split, Splits
 from compression.recipe import Recipe, step
 from compression.signature import Array, Signature, TensorSpec
+from compression.students import make_student
 from compression.training import Training
 from variants.fetch import npm_package
-from variants.serving_spec import TierSpec
+from variants.serving_spec import TierSpec, transform
 from variants.spec import ModelSpec
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -91,8 +93,35 @@ def _teacher() -> nn.Module:
     return ResNet9(width=40)
 
 
+class Planes(nn.Module):
+    """Pixels 0..255 `(batch, height, width, 3)` as planes around zero, for the students."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(batch, 3, height, width)`."""
+        return (image.permute(0, 3, 1, 2).float() - _MEAN) / _DEVIATION
+
+
 def _narrow() -> nn.Module:
-    return ResNet9(width=14)
+    return ResNet9(width=16)
+
+
+def _student(family: str, width: int, depth: int) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        return make_student(family, Planes(), 3, len(CLASSES), width=width, depth=depth)
+
+    return make
+
+
+# Each has a quarter of the reference's parameters or fewer.
+_STUDENTS = {
+    "narrow": _narrow,
+    "shallow": _student("vgg", width=32, depth=1),
+    "mobilenet": _student("mobilenet", width=48, depth=2),
+    "shufflenet": _student("shufflenet", width=48, depth=3),
+    "repvgg": _student("repvgg", width=16, depth=2),
+    "cspnet": _student("cspnet", width=16, depth=2),
+    "vovnet": _student("vovnet", width=24, depth=3),
+}
 
 
 @cache
@@ -137,13 +166,14 @@ SPEC = ModelSpec(
     name="cifar10",
     description="Photographs of 32x32 pixels in ten classes (CIFAR-10), by a nine-layer residual network",
     factory=_teacher,
-    students={"narrow": _narrow},
+    students=_STUDENTS,
     signature=Signature(
         inputs=(TensorSpec("image", "uint8", ("batch", _SIDE, _SIDE, 3)),),
         outputs=(TensorSpec("logits", "float32", ("batch", len(CLASSES))),),
     ),
     splits=_splits,
     metric="accuracy",
+    transforms=(transform("image"), transform("labels", names=CLASSES, top_k=3)),
     tiers=(
         TierSpec("accurate", min_quality_ratio=0.999, deadline_ms=200),
         TierSpec("balanced", min_quality_ratio=0.99, deadline_ms=100),
