@@ -59,7 +59,19 @@ TINY = ModelSpec(
 RETRAINED = replace(TINY, seed=1, recipes=TINY.recipes[:2])
 
 ENDLESS = replace(
-    TINY, recipes=(*TINY.recipes[:2], Recipe(name="endless", steps=(step("distill", student="narrow", epochs=1_000_000),)))
+    TINY,
+    recipes=(
+        *TINY.recipes[:2],
+        Recipe(name="endless", steps=(step("distill", student="narrow", epochs=1_000_000),)),
+    ),
 )
 
 MISSPELLED = replace(TINY, recipes=(*TINY.recipes[:2], Recipe(name="typo", steps=(step("fp61"),))))
+
+PACKED = replace(
+    TINY,
+    recipes=(
+        TINY.recipes[0],
+        Recipe(name="packed", steps=(step("cluster", clusters=8, epochs=0), step("huffman"))),
+    ),
+)

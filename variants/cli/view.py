@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 import netron
 
+from compression.container import PACKED_SUFFIX, expand
 from variants.catalog import Catalog
 from variants.cli.target import find_variant
 
@@ -23,6 +24,8 @@ def command(name: str, port: int, no_browser: bool) -> None:
     catalog = Catalog()
     _, variant = find_variant(catalog, name)
     path = catalog.open(variant).model_path
-    host, given = netron.start(str(path), ("127.0.0.1", port), browse=not no_browser)
+    plain = path.with_suffix(".onnx")
+    content = expand(path.read_bytes()) if path.suffix == PACKED_SUFFIX else path.read_bytes()
+    host, given = netron.serve(str(plain), content, ("127.0.0.1", port), browse=not no_browser)
     click.echo(f"{variant} at http://{host}:{given} until you press Ctrl-C.")
     netron.wait()
