@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -39,8 +41,7 @@ class DepthPruningSettings(FineTuning):
 
     Attributes:
         remove: How many blocks go.
-        blocks: Names of the modules to choose from; none for every outermost module that gives a tensor of
-            the shape it takes.
+        blocks: Names of the modules to choose from; none for all that `skippable_blocks` finds.
         rows: How many validation rows judge a model without a block.
     """
 
@@ -132,6 +133,8 @@ class DepthPruning(Pass[DepthPruningSettings, TorchModel, TorchModel]):
 def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = ()) -> dict[str, bool]:
     """Modules with weights that give a tensor of the shape they take, none inside another.
 
+    Unless named, a block has two layers or more, and a stack of blocks of one class is not a block itself.
+
     Args:
         model: Where to look.
         split: Where example rows come from.
@@ -143,7 +146,7 @@ def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = (
     fits: dict[str, bool] = {}
     misfits: set[str] = set()
 
-    def record(name: str, given: tuple[Any, ...], output: object) -> None:
+    def record(name: str, _: nn.Module, given: tuple[Any, ...], output: object) -> None:
         wrapped = isinstance(output, tuple) and len(output) == 1
         result = output[0] if isinstance(output, tuple) and wrapped else output
         same = bool(given) and isinstance(given[0], Tensor) and isinstance(result, Tensor)
@@ -152,28 +155,39 @@ def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = (
         else:
             misfits.add(name)
 
-    handles = []
-    for name, module in model.module.named_modules():
-        if (
-            name
-            and (not among or name in among)
-            and any(isinstance(part, LAYERS) for part in module.modules())
-        ):
-            handles.append(
-                module.register_forward_hook(lambda _, given, output, name=name: record(name, given, output))
-            )
+    modules = dict(model.module.named_modules())
+    looked_at = among or [name for name in modules if name and _layers_in(modules[name]) > 1]
+    handles = [
+        modules[name].register_forward_hook(partial(record, name))
+        for name in looked_at
+        if name in modules and _layers_in(modules[name])
+    ]
     try:
         with torch.no_grad():
             model.module(*example_rows(model, split))
     finally:
         for handle in handles:
             handle.remove()
-    found = {name: fits[name] for name, _ in model.module.named_modules() if name in fits.keys() - misfits}
-    return {
-        name: wrapped
-        for name, wrapped in found.items()
-        if not any(name.startswith(f"{other}.") for other in found)
-    }
+    found = [name for name in modules if name in fits.keys() - misfits]
+    if not among:
+        found = [name for name in found if not _is_stack(name, found, modules)]
+    return {name: fits[name] for name in _outermost(found)}
+
+
+def _layers_in(module: nn.Module) -> int:
+    return sum(isinstance(part, LAYERS) for part in module.modules())
+
+
+def _outermost(names: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _is_stack(name: str, names: Sequence[str], modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the module is made of several blocks of one class, beside mere sequences."""
+    inner = _outermost([other for other in names if other.startswith(f"{name}.")])
+    classes = Counter(type(modules[other]) for other in inner)
+    del classes[nn.Sequential]
+    return any(count > 1 for count in classes.values())
 
 
 def without(model: TorchModel, blocks: Mapping[str, bool]) -> TorchModel:

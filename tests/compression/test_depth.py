@@ -39,12 +39,12 @@ class Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
-        self.blocks = nn.ModuleList([Residual(1.0), Residual(1e-3), Wrapped(2e-3)])
+        self.blocks = nn.Sequential(Residual(1.0), Residual(1e-3))
+        self.last = Wrapped(2e-3)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         features = torch.relu(self.stem(image))
-        features = self.blocks[1](self.blocks[0](features))
-        return self.head(self.blocks[2](features, weight=1.0)[0])
+        return self.head(self.last(self.blocks(features), weight=1.0)[0])
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def test_the_blocks_that_the_loss_misses_least_are_gone(deep: TorchModel, contex
     shallow = prune.run(deep, context)
     facts = prune.ensures(deep, shallow, context)
     assert deep.weights_digest() == before
-    assert sorted(facts["removed"]) == ["blocks.1", "blocks.2"]
+    assert sorted(facts["removed"]) == ["blocks.1", "last"]
     assert facts["judged"][0]["rises"]["blocks.0"] > max(
-        facts["judged"][0]["rises"][name] for name in ("blocks.1", "blocks.2")
+        facts["judged"][0]["rises"][name] for name in ("blocks.1", "last")
     )
     assert facts["parameters_before"] - facts["parameters_after"] == 4 * (32 * 32 + 32)
     exported = export(shallow)
@@ -84,11 +84,11 @@ def test_named_blocks_alone_are_chosen_from(deep: TorchModel, context: PassConte
         pruning(blocks=["stem"]).requires(deep, context)
 
 
-def test_only_outermost_modules_that_keep_the_shape_are_blocks(
+def test_blocks_are_modules_that_keep_the_shape_and_no_stacks_of_them(
     deep: TorchModel, reference: TorchModel, context: PassContext
 ) -> None:
     train = context.splits.train
-    assert skippable_blocks(deep, train) == {"blocks.0": False, "blocks.1": False, "blocks.2": True}
+    assert skippable_blocks(deep, train) == {"blocks.0": False, "blocks.1": False, "last": True}
     assert skippable_blocks(deep, train, ("blocks.0.first",)) == {"blocks.0.first": False}
     with pytest.raises(PassRefusedError, match=r"the model has 0 that give what they take"):
         pruning().requires(reference, context)
