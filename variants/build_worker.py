@@ -5,7 +5,6 @@ Run as `python -m variants.build_worker JOB.json RESULT.json`; `variants.build` 
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
@@ -14,13 +13,11 @@ from pathlib import Path
 
 from compression.base import CompressionError, PassContext, PassRefusedError, Quality
 from compression.checkpoint import Checkpoints
-from compression.data import Split, Splits
-from compression.inspection import count
-from compression.model import Form, TorchModel
-from compression.pipeline import Compressed, compress, pass_versions
+from compression.data import Splits
+from compression.model import Form, Model, TorchModel
+from compression.pipeline import Compressed, check, compress, pass_versions
 from compression.recipe import Recipe
 from compression.registry import PASSES
-from compression.signature import Signature
 from compression.storage import save
 from variants import document
 from variants.build_job import Job, Outcome, Planned, Prepared, Result, build_key
@@ -33,9 +30,8 @@ from variants.profiling import predict
 from variants.reference import reference_model
 from variants.runtime import open_session, reference_runtime
 from variants.samples import write_golden, write_split
-from variants.scorecard import Scorecard
+from variants.scoring import Finished, reference_graph, score
 from variants.spec import ModelSpec, load_spec
-from variants.store import sha256
 from variants.transforms import open_transforms
 from variants.variant import Lineage
 from variants.worker import report_to_parent
@@ -60,7 +56,14 @@ def prepare(job: Job) -> Prepared:
     _gather_files(spec, job.folder)
     reference = reference_model(spec, splits, report_to_parent)
     source = reference.weights_digest()
-    plans = [_plan(spec, splits, source, recipe, versions[recipe.name]) for recipe in wanted]
+    plans = [
+        replace(
+            _plan(spec, splits, source, recipe, versions[recipe.name]),
+            refused=_refused(recipe, reference),
+            timeout_s=recipe.timeout_s or spec.timeout_s,
+        )
+        for recipe in wanted
+    ]
     return Prepared(spec.serving_spec(), plans)
 
 
@@ -81,16 +84,18 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     recipe = spec.recipe(recipe_name)
     context = PassContext(
         splits,
-        reference,
+        reference if isinstance(reference, TorchModel) else None,
         spec.students,
         spec.training,
         spec.seed,
         report_to_parent,
         Checkpoints(subfolder("checkpoints")),
-        quality=_quality(spec),
+        quality=None if splits.validation.labels is None else _quality(spec),
     )
     try:
+        began = time.perf_counter()
         compressed = compress(recipe, reference, context)
+        compress_seconds = time.perf_counter() - began
         path = save(compressed.artifact, job.folder / MODEL_FILE)
         parity = verify(
             path,
@@ -104,9 +109,20 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     except (CompressionError, ParityError) as error:
         return Outcome(failed=str(error))
     _write_golden(job.folder, splits)
-    return Outcome(
-        scorecard=_score(path, compressed, splits.calibration, parity, time.perf_counter() - started)
-    )
+    finished = Finished(path, compressed, parity, time.perf_counter() - started, compress_seconds)
+    graph = reference_graph(reference, job.folder.parent) if recipe.steps else None
+    return Outcome(scorecard=score(finished, graph, splits.calibration))
+
+
+def _refused(recipe: Recipe, reference: Model) -> Outcome | None:
+    """Why a recipe cannot work on this model, whatever its data and weights are."""
+    try:
+        check(recipe, reference.form)
+    except PassRefusedError as error:
+        return Outcome(skipped=str(error))
+    except CompressionError as error:
+        return Outcome(failed=str(error))
+    return None
 
 
 def _quality(spec: ModelSpec) -> Quality:
@@ -150,32 +166,6 @@ def _write_golden(folder: Path, splits: Splits) -> None:
     rows = splits.calibration.take(slice(0, _GOLDEN_ROWS))
     outputs = predict(open_session(model_file(folder), reference_runtime(this_host())), rows)
     write_golden(folder / GOLDEN_FILE, rows.inputs, outputs)
-
-
-def _axes(signature: Signature, rows: Split) -> dict[str, int]:
-    """Lengths that the symbolic axes have in real data; operations are counted for them."""
-    return {
-        axis: length
-        for spec in signature.inputs
-        for axis, length in zip(spec.row_shape, rows.inputs[spec.name].shape[1:], strict=True)
-        if isinstance(axis, str)
-    }
-
-
-def _score(
-    path: Path, compressed: Compressed, rows: Split, parity: dict[str, float], seconds: float
-) -> Scorecard:
-    counts = count(compressed.artifact, _axes(compressed.artifact.signature, rows))
-    return Scorecard(
-        bytes=path.stat().st_size,
-        sha256=sha256(path),
-        parameters=counts.parameters,
-        nonzero_parameters=counts.nonzero_parameters,
-        flops=counts.flops,
-        build_seconds=round(seconds, 3),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        invariants=[*compressed.facts, {"check": "parity", **parity}],
-    )
 
 
 def main() -> None:
