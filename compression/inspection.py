@@ -132,6 +132,21 @@ def quantized_operators(model: OnnxModel) -> dict[str, int]:
     return dict(Counter(node.op_type for node in _nodes(model.proto) if _is_quantized(node)))
 
 
+def quantization_marks(model: OnnxModel) -> dict[str, int]:
+    """How many operators of each type go between floats and integers: none in a float model.
+
+    Weights alone may be quantized, so that nothing computes on integers and yet nothing is left to quantize.
+    """
+    marks = _LAYOUTS.keys() | {"DynamicQuantizeLinear", "MatMulNBits"}
+    return dict(Counter(node.op_type for node in _nodes(model.proto) if node.op_type in marks))
+
+
+def hidden_operators(model: OnnxModel) -> dict[str, int]:
+    """Heavy operators by type when all of them lie in bodies of Scan, Loop or If, which few passes enter."""
+    outer = any(node.op_type in _HEAVY for node in model.proto.graph.node)
+    return {} if outer else heavy_operators(model)
+
+
 def flops(model: OnnxModel, axes: Mapping[str, int] | None = None) -> int:
     """Floating or integer operations for one row: twice the multiply-adds of all heavy operators.
 

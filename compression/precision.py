@@ -14,7 +14,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.export import ExportError, check_signature
 from compression.inference import infer
-from compression.inspection import quantized_operators, weights_by_dtype
+from compression.inspection import quantization_marks, quantized_operators, weights_by_dtype
 from compression.model import Form, OnnxModel
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -60,7 +60,7 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
         """Checks that there are float32 weights, none of them beyond float16's range."""
-        if quantized_operators(model):
+        if quantized_operators(model) or quantization_marks(model):
             raise PassRefusedError("the model is quantized already. Use fp16 on a float32 model.")
         if "float32" not in weights_by_dtype(model):
             raise PassRefusedError("the model has no float32 weights. There is nothing to convert.")
