@@ -9,12 +9,14 @@ from compression.base import AnyPass, CompressionError
 from compression.clustering import Cluster
 from compression.depth import DepthPruning
 from compression.distillation import Distillation
+from compression.factorization import LowRank
 from compression.precision import Float16
 from compression.pruning import StructuredPruning
 from compression.qat import QuantizationAwareTraining
 from compression.quantization import DynamicInt8, StaticInt8
 from compression.ratio_search import RatioSearch
 from compression.recipe import Step
+from compression.reparameterization import Fuse
 from compression.smoothing import SmoothQuant
 from compression.sparsity import SemiStructuredPruning, UnstructuredPruning
 from compression.storage import Huffman
@@ -23,11 +25,13 @@ PASSES: dict[str, type[AnyPass]] = {
     "cluster": Cluster,
     "distill": Distillation,
     "fp16": Float16,
+    "fuse": Fuse,
     "huffman": Huffman,
     "int8-accuracy-control": AccuracyControl,
     "int8-dynamic": DynamicInt8,
     "int8-smoothquant": SmoothQuant,
     "int8-static": StaticInt8,
+    "low-rank": LowRank,
     "prune-depth": DepthPruning,
     "prune-nm": SemiStructuredPruning,
     "int8-qat": QuantizationAwareTraining,
