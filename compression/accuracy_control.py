@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +15,7 @@ from compression.data import Split
 from compression.model import OnnxModel
 from compression.qdq import prepared, quantized, touched
 from compression.quantization import Int8Pass, StaticInt8Settings, names_of
+from compression.records import note, noted
 from compression.signature import Array
 
 # Operators that pass values on as they are: rounding is decided by their neighbours.
@@ -36,10 +36,10 @@ MOVERS = {
     "Transpose",
     "Unsqueeze",
 }
+NAME = "int8-accuracy-control"
 BATCH = 64
 # Stands for no error at all, which JSON cannot say.
 SILENCE_DB = 200.0
-_RECORD = "mipgate.accuracy-control"
 
 
 class AccuracyControlSettings(StaticInt8Settings):
@@ -66,7 +66,7 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
     Empirical Evaluation", section 5.2 (partial quantization).
     """
 
-    name: ClassVar[str] = "int8-accuracy-control"
+    name: ClassVar[str] = NAME
     version: ClassVar[int] = 1
     settings_class: ClassVar[type[Settings]] = AccuracyControlSettings
 
@@ -86,7 +86,7 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
         every = made(())
         drop_of_all = judge.drop(every)
         if drop_of_all <= settings.max_drop:
-            return _recorded(every, drop_of_all, {}, 0)
+            return _noted(every, drop_of_all, {}, 0)
         few = rows.take(slice(0, settings.ranking_rows))
         candidates = self._candidates(ready, excluded)
         sensitivity: dict[str, float] = {}
@@ -96,7 +96,7 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
         ranked = dict(sorted(sensitivity.items(), key=lambda item: item[1]))
         context.report("returning operators to float", 0.8)
         count, kept = _fewest(made, list(ranked), judge, settings.max_drop)
-        return _recorded(kept, drop_of_all, ranked, count)
+        return _noted(kept, drop_of_all, ranked, count)
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
         """Checks also that no more is lost on validation than allowed, and lists what is float again."""
@@ -107,7 +107,7 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
             raise BrokenPromiseError(
                 f"{drop:.4f} is lost on validation, more than {self.settings.max_drop:g}. Raise max_drop."
             )
-        return {**facts, "measure": judge.measure, "drop": drop, **_record(after)}
+        return {**facts, "measure": judge.measure, "drop": drop, **note(after, NAME)}
 
     def _judge(self, model: OnnxModel, context: PassContext) -> _Judge:
         rows = context.splits.validation.take(slice(0, self.settings.validation_rows))
@@ -197,19 +197,13 @@ def _noise_ratio(exact: OnnxModel, rounded: OnnxModel, split: Split) -> float:
     return min(SILENCE_DB, -20 * float(np.log10(max(*errors, 10 ** (-SILENCE_DB / 20)))))
 
 
-def _recorded(model: OnnxModel, drop_of_all: float, ranked: dict[str, float], count: int) -> OnnxModel:
-    """Notes in the graph itself which operators are float and why."""
-    document = {
-        "drop_of_all": drop_of_all,
-        "float_operators": list(ranked)[:count],
-        "sensitivity_db": {name: round(ratio, 2) for name, ratio in ranked.items()},
-    }
-    model.proto.metadata_props.add(key=_RECORD, value=json.dumps(document))
-    return model
-
-
-def _record(model: OnnxModel) -> dict[str, Any]:
-    for entry in model.proto.metadata_props:
-        if entry.key == _RECORD:
-            return dict(json.loads(entry.value))
-    raise BrokenPromiseError("the graph does not say which operators are float. Report this as a bug.")
+def _noted(model: OnnxModel, drop_of_all: float, ranked: dict[str, float], count: int) -> OnnxModel:
+    return noted(
+        model,
+        NAME,
+        {
+            "drop_of_all": drop_of_all,
+            "float_operators": list(ranked)[:count],
+            "sensitivity_db": {name: round(ratio, 2) for name, ratio in ranked.items()},
+        },
+    )

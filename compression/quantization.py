@@ -16,7 +16,13 @@ from pydantic import Field
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.calibration import Calibration, Calibrator
 from compression.chatter import quiet
-from compression.inspection import heavy_operators, quantized_operators, weights_by_dtype
+from compression.inspection import (
+    heavy_operators,
+    hidden_operators,
+    quantization_marks,
+    quantized_operators,
+    weights_by_dtype,
+)
 from compression.model import Form, OnnxModel
 from compression.qdq import PRODUCTS, ActivationType, Scheme, prepared, quantized, touched
 
@@ -95,6 +101,13 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
         """Checks that the model is not quantized yet and that the excluded nodes exist."""
         if done := quantized_operators(model):
             raise PassRefusedError(f"the model is quantized already ({_listed(done)}). Quantize it once.")
+        if marks := quantization_marks(model):
+            raise PassRefusedError(f"the model's weights are quantized already ({_listed(marks)}).")
+        if hidden := hidden_operators(model):
+            raise PassRefusedError(
+                f"{_listed(hidden)} lie inside a Scan, Loop or If, which quantization does not enter. Export "
+                "the model without it."
+            )
         if "float16" in weights_by_dtype(model):
             raise PassRefusedError("the model is float16. Quantize from float32.")
         names = {node.name for node in model.proto.graph.node}
@@ -105,35 +118,53 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
         """Checks for integer operators, int8 weights and a smaller file."""
-        operators = quantized_operators(after)
-        stored = weights_by_dtype(after)
-        bytes_before, bytes_after = before.proto.ByteSize(), after.proto.ByteSize()
-        if not operators:
-            raise BrokenPromiseError(
-                "no operator computes on integers. Exclude less, or use a technique that fits the model."
-            )
-        if not stored.get("int8"):
-            raise BrokenPromiseError("no weight is stored as int8. Exclude less.")
-        if bytes_after >= bytes_before:
-            raise BrokenPromiseError(
-                f"the file grew from {bytes_before} to {bytes_after} bytes: scales outweigh the weights. "
-                "Leave quantization out for so small a model."
-            )
-        return {
-            "quantized_operators": operators,
-            "heavy_operators": sum(heavy_operators(after).values()),
-            "int8_weights": stored["int8"],
-            "float32_weights": stored.get("float32", 0),
-            "bytes_before": bytes_before,
-            "bytes_after": bytes_after,
-        }
+        return promised(after, before.proto.ByteSize())
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that as many operators compute on integers at the end of the recipe."""
-        promised = sum(facts["quantized_operators"].values())
-        kept = sum(quantized_operators(artifact).values())
-        if kept < promised:
-            raise BrokenPromiseError(f"{kept} of {promised} operators are still quantized. Quantize last.")
+        still_promised(facts, artifact)
+
+
+def promised(after: OnnxModel, bytes_before: int) -> Facts:
+    """What quantization promises, found on its artifact: integer operators, int8 weights, a smaller file.
+
+    Raises:
+        BrokenPromiseError: One of them is missing.
+    """
+    operators = quantized_operators(after)
+    stored = weights_by_dtype(after)
+    bytes_after = after.proto.ByteSize()
+    if not operators:
+        raise BrokenPromiseError(
+            "no operator computes on integers. Exclude less, or use a technique that fits the model."
+        )
+    if not stored.get("int8"):
+        raise BrokenPromiseError("no weight is stored as int8. Exclude less.")
+    if bytes_after >= bytes_before:
+        raise BrokenPromiseError(
+            f"the file grew from {bytes_before} to {bytes_after} bytes: scales outweigh the weights. "
+            "Leave quantization out for so small a model."
+        )
+    return {
+        "quantized_operators": operators,
+        "heavy_operators": sum(heavy_operators(after).values()),
+        "int8_weights": stored["int8"],
+        "float32_weights": stored.get("float32", 0),
+        "bytes_before": bytes_before,
+        "bytes_after": bytes_after,
+    }
+
+
+def still_promised(facts: Facts, artifact: OnnxModel) -> None:
+    """Checks that later steps left as many operators on integers as there were.
+
+    Raises:
+        BrokenPromiseError: Some compute on floats again.
+    """
+    expected = sum(facts["quantized_operators"].values())
+    kept = sum(quantized_operators(artifact).values())
+    if kept < expected:
+        raise BrokenPromiseError(f"{kept} of {expected} operators are still quantized. Quantize last.")
 
 
 class DynamicInt8(Int8Pass[DynamicInt8Settings]):

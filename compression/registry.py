@@ -9,7 +9,10 @@ from compression.base import AnyPass, CompressionError
 from compression.clustering import Cluster
 from compression.depth import DepthPruning
 from compression.distillation import Distillation
+from compression.equalization import DataFree
 from compression.factorization import LowRank
+from compression.int4 import Int4Weights
+from compression.lowbit import BinaryWeights, FixedPointWeights, Fp8Weights, Pow2Weights
 from compression.precision import Float16
 from compression.pruning import StructuredPruning
 from compression.qat import QuantizationAwareTraining
@@ -22,19 +25,25 @@ from compression.sparsity import SemiStructuredPruning, UnstructuredPruning
 from compression.storage import Huffman
 
 PASSES: dict[str, type[AnyPass]] = {
+    "binary-weights": BinaryWeights,
     "cluster": Cluster,
     "distill": Distillation,
+    "fixed-point-weights": FixedPointWeights,
     "fp16": Float16,
+    "fp8-weights": Fp8Weights,
     "fuse": Fuse,
     "huffman": Huffman,
+    "int4-weights": Int4Weights,
     "int8-accuracy-control": AccuracyControl,
+    "int8-data-free": DataFree,
     "int8-dynamic": DynamicInt8,
+    "int8-qat": QuantizationAwareTraining,
     "int8-smoothquant": SmoothQuant,
     "int8-static": StaticInt8,
     "low-rank": LowRank,
+    "pow2-weights": Pow2Weights,
     "prune-depth": DepthPruning,
     "prune-nm": SemiStructuredPruning,
-    "int8-qat": QuantizationAwareTraining,
     "prune-search": RatioSearch,
     "prune-structured": StructuredPruning,
     "prune-unstructured": UnstructuredPruning,
