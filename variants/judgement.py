@@ -72,7 +72,7 @@ def judge(
     return Quality(
         validation=estimates[_VALIDATION],
         test=estimates[_TEST],
-        agreement=agreement(outputs, reference),
+        agreement=agreement(metric, outputs, reference, test.labels),
         max_abs_error=max_abs_error(outputs, reference),
         metric=judged_by(metric, test.labels).name,
         confusion=confusions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compression.signature import Array
 from variants.intervals import (
@@ -16,7 +17,9 @@ from variants.intervals import (
     resample,
     wilson,
 )
-from variants.metrics import Floats, Metric, Outputs, find_metric, first_output
+from variants.metrics import Floats, Metric, Outputs, find_metric
+
+_SAME, _TINY = 0.01, 1e-12
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,16 @@ def estimate(
     return Estimate(value, low, high, ratio, ratio_low, len(rows), p_value)
 
 
-def agreement(outputs: Outputs, reference: Outputs) -> float:
-    """Share of rows in which the first output has its maximum in the same place as the reference's.
+def agreement(metric: Metric, outputs: Outputs, reference: Outputs, labels: Array | None = None) -> float:
+    """Share of answers that are the reference's: the same class, where the metric judges classes.
 
-    Outputs of one value per row agree when they differ by less than 1% of the reference's spread.
+    Numbers agree when they differ by less than 1% of the reference's spread; all outputs count.
     """
-    ours, theirs = first_output(outputs), first_output(reference)
-    if ours.ndim > 1 and ours.shape[-1] > 1:
-        return float((ours.argmax(axis=-1) == theirs.argmax(axis=-1)).mean())
-    return float((np.abs(ours - theirs) <= 0.01 * (np.std(theirs) + 1e-12)).mean())
+    if metric.answers is not None:
+        shape = None if labels is None else labels.shape
+        return float((metric.answers(outputs, shape) == metric.answers(reference, shape)).mean())
+    shares = [_same(outputs[name], theirs).reshape(-1) for name, theirs in reference.items()]
+    return float(np.concatenate(shares).mean())
 
 
 def max_abs_error(outputs: Outputs, reference: Outputs) -> float:
@@ -111,6 +115,13 @@ def max_abs_error(outputs: Outputs, reference: Outputs) -> float:
         float(np.max(np.abs(outputs[name].astype(np.float64) - reference[name].astype(np.float64))))
         for name in reference
     )
+
+
+def _same(given: Array, expected: Array) -> NDArray[np.bool_]:
+    same: NDArray[np.bool_] = given == expected
+    if expected.dtype.kind == "f":
+        same = np.abs(given - expected) <= _SAME * np.std(expected) + _TINY
+    return same
 
 
 def _is_binary(rows: Floats) -> bool:

@@ -177,15 +177,28 @@ def test_an_error_has_an_interval_around_it() -> None:
 
 
 def test_agreement_is_the_share_of_equal_answers() -> None:
-    assert agreement(answers([0, 1, 2, 2]), answers([0, 1, 2, 1])) == 0.75
-    assert agreement(answers([0, 1]), answers([0, 1])) == 1.0
+    assert agreement(ACCURACY, answers([0, 1, 2, 2]), answers([0, 1, 2, 1])) == 0.75
+    assert agreement(ACCURACY, answers([0, 1]), answers([0, 1])) == 1.0
 
 
 def test_single_values_agree_when_they_are_close_for_their_spread() -> None:
     reference = {"y": np.array([0.0, 100.0, 0.0, 100.0])}
-    assert agreement({"y": np.array([0.4, 100.4, 0.0, 90.0])}, reference) == 0.75
+    assert agreement(MSE, {"y": np.array([0.4, 100.4, 0.0, 90.0])}, reference) == 0.75
     column = {"y": reference["y"][:, None]}
-    assert agreement(column, column) == 1.0
+    assert agreement(MSE, column, column) == 1.0
+
+
+def test_all_numbers_of_all_outputs_count() -> None:
+    reference = {"y": np.array([0.0, 100.0]), "z": np.array([[1.0, 2.0], [3.0, 4.0]])}
+    assert agreement(MSE, reference | {"y": np.array([0.0, 50.0])}, reference) == pytest.approx(5 / 6)
+
+
+def test_pixels_agree_one_by_one() -> None:
+    masks = np.zeros((1, 2, 4, 4))
+    masks[:, 0] = 1
+    other = masks.copy()
+    other[0, :, 0, 0] = [0, 1]
+    assert agreement(METRICS["mean-iou"], {"mask": other}, {"mask": masks}) == 15 / 16
 
 
 def test_the_largest_error_is_over_all_outputs() -> None:
