@@ -16,8 +16,9 @@ from compression.export import export
 from compression.fake_quantization import RangeRule
 from compression.inference import infer
 from compression.inspection import heavy_operators, quantized_operators, weights_by_dtype
+from compression.layer_graph import layers, weight_of
 from compression.model import Form, OnnxModel, TorchModel
-from compression.qat_graph import Rules, converted, layer_weights, layers, prepare, watch
+from compression.qat_graph import Rules, converted, prepare, watch
 from compression.tracing import TracingError, traced
 from compression.training import labels_objective, predict
 
@@ -125,7 +126,8 @@ class QuantizationAwareTraining(Pass[QatSettings, TorchModel, OnnxModel]):
         """Checks that layers compute on integers, that zeros stayed zero, and that the file is smaller."""
         plain = export(before)
         operators, stored = quantized_operators(after), weights_by_dtype(after)
-        weights = layer_weights(_graph(traced(before)))
+        graph = _graph(traced(before))
+        weights = [weight_of(graph, layer) for layer in layers(graph)]
         if sum(operators.values()) < len(weights):
             raise BrokenPromiseError(
                 f"{sum(operators.values())} of {len(weights)} layers compute on integers. Use int8-static."

@@ -8,7 +8,7 @@ residual blocks. What stands between, such as pooling, keeps the scale of what i
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +23,10 @@ from compression.fake_quantization import (
     RangeRule,
     WeightQuantizer,
 )
-from compression.tracing import CONVOLUTIONS, LINEAR, aten, constant, constants, rank, settled
+from compression.layer_graph import argument, layers, place_on_weights, placed, weight_of
+from compression.tracing import CONVOLUTIONS, aten, constant, constants, rank, settled
 
 integers = torch.ops.quantized_decomposed
-# Heavy operators -> where their weight has its output channels.
-_HEAVY: dict[Any, int] = {
-    **dict.fromkeys(CONVOLUTIONS, 0),
-    LINEAR: 0,
-    aten.matmul.default: 1,
-    aten.mm.default: 1,
-}
 _ADDITIONS = {aten.add.Tensor}
 _ACTIVATIONS = {aten.relu.default, aten.hardtanh.default, aten.clamp.default}
 # Their results are some of the values that they are given.
@@ -49,7 +43,6 @@ _PASSING = {
     aten.clone.default,
     operator.getitem,
 }
-_BIAS_MAX = 2**31 - 1
 # Keeps a bias in its 32 bits with room for what is added to it.
 _BIAS_ROOM = 2**30
 
@@ -65,22 +58,6 @@ class Rules:
 
     weights_learned: bool
     activations: RangeRule
-
-
-def layers(module: fx.GraphModule) -> list[fx.Node]:
-    """The convolutions and matrix products whose weight depends on no input."""
-    known = constants(module.graph)
-    return [
-        node
-        for node in module.graph.nodes
-        if node.target in _HEAVY and node.args[1] in known and node.args[0] not in known
-        if node.target not in (aten.matmul.default, aten.mm.default) or rank(node.args[1]) == 2
-    ]
-
-
-def layer_weights(module: fx.GraphModule) -> list[Tensor]:
-    """The present weights of those layers, with what normalization and masks do to them."""
-    return [constant(module, _argument(node, 1)) for node in layers(module)]
 
 
 def prepare(module: fx.GraphModule, rules: Rules) -> fx.GraphModule:
@@ -106,14 +83,11 @@ def prepare(module: fx.GraphModule, rules: Rules) -> fx.GraphModule:
         rounded.meta = dict(value.meta)
         for reader in readers:
             reader.replace_input_with(value, rounded)
-    for index, node in enumerate(heavy):
-        weight = _argument(node, 1)
-        name, axis = f"weight_quantizers_{index}", _HEAVY[node.target]
-        module.add_submodule(name, WeightQuantizer(constant(module, weight), axis, rules.weights_learned))
-        with graph.inserting_before(node):
-            rounded = graph.call_module(name, (weight,))
-        rounded.meta = dict(weight.meta)
-        node.update_arg(1, rounded)
+    rounding = {
+        layer: WeightQuantizer(weight_of(module, layer), axis, rules.weights_learned)
+        for layer, axis in heavy.items()
+    }
+    place_on_weights(module, rounding)
     return settled(module)
 
 
@@ -129,13 +103,9 @@ def converted(module: fx.GraphModule) -> fx.GraphModule:
     graph = module.graph
     calls = [node for node in graph.nodes if node.op == "call_module"]
     parts = {node: module.get_submodule(str(node.target)) for node in calls}
-    heavy = [
-        node
-        for node in graph.nodes
-        if node.target in _HEAVY and isinstance(parts.get(node.args[1]), WeightQuantizer)
-    ]
-    for index, node in enumerate(heavy):
-        _store(module, node, parts, index)
+    for index, (layer, part) in enumerate(placed(module, WeightQuantizer).items()):
+        assert isinstance(part, WeightQuantizer)
+        _store(module, layer, part, index)
     for node, part in parts.items():
         if isinstance(part, ActivationQuantizer):
             scale, zero = part.frozen()
@@ -147,43 +117,25 @@ def converted(module: fx.GraphModule) -> fx.GraphModule:
     return settled(module)
 
 
-def _store(module: fx.GraphModule, node: fx.Node, parts: dict[fx.Node, nn.Module], index: int) -> None:
+def _store(module: fx.GraphModule, layer: fx.Node, quantizer: WeightQuantizer, index: int) -> None:
     """Replaces a layer's weight by int8 codes and its bias by int32 codes."""
-    graph, given = module.graph, _argument(node, 1)
-    quantizer, source = parts[given], parts[_argument(node, 0)]
-    assert isinstance(quantizer, WeightQuantizer)
+    source = module.get_submodule(str(argument(layer, 0).target))
     assert isinstance(source, ActivationQuantizer)
-    weight, step = constant(module, _argument(given, 0)), source.frozen()[0]
-    bias = node.args[2] if len(node.args) > 2 else None
+    weight, step = constant(module, argument(argument(layer, 1), 0)), source.frozen()[0]
+    bias = layer.args[2] if len(layer.args) > 2 else None
     offset = constant(module, bias) if isinstance(bias, fx.Node) else None
     with torch.no_grad():
         scale = quantizer.scale(weight)
         if offset is not None:
-            least = offset.abs().reshape(scale.shape) / (step * _BIAS_ROOM)
-            scale = torch.maximum(scale, least)
+            scale = torch.maximum(scale, offset.abs().reshape(scale.shape) / (step * _BIAS_ROOM))
         codes = (weight / scale).round().clamp(-WEIGHT_MAX, WEIGHT_MAX).to(torch.int8)
-    axis = quantizer.axis
-    wide = node.target == LINEAR and rank(node) > 2
-    if wide:
-        codes, axis = codes.t().contiguous(), 1
-    with graph.inserting_before(node):
-        stored = _dequantized(module, f"weight_{index}", codes, scale.reshape(-1), axis)
-        added = bias
-        if offset is not None and not wide:
-            whole = scale.reshape(-1) * step
-            sums = (offset.double() / whole.double()).round().clamp(-_BIAS_MAX, _BIAS_MAX).to(torch.int32)
-            added = _dequantized(module, f"bias_{index}", sums, whole, 0)
-        if wide:
-            # Transposed ahead: runtimes do not look through a Transpose behind DequantizeLinear.
-            product = graph.call_function(aten.matmul.default, (node.args[0], stored))
-            if added is not None:
-                product = graph.call_function(aten.add.Tensor, (product, added))
-            node.replace_all_uses_with(product)
-            graph.erase_node(node)
-            return
-    node.update_arg(1, stored)
-    if len(node.args) > 2:
-        node.update_arg(2, added)
+    with module.graph.inserting_before(layer):
+        each = scale.reshape(-1)
+        layer.update_arg(1, _dequantized(module, f"weight_{index}", codes, each, quantizer.axis))
+        if offset is not None:
+            whole = each * step
+            sums = (offset.double() / whole.double()).round().to(torch.int32)
+            layer.update_arg(2, _dequantized(module, f"bias_{index}", sums, whole, 0))
 
 
 def _dequantized(module: fx.GraphModule, name: str, codes: Tensor, scale: Tensor, axis: int) -> fx.Node:
@@ -196,7 +148,7 @@ def _dequantized(module: fx.GraphModule, name: str, codes: Tensor, scale: Tensor
     return graph.call_function(integers.dequantize_per_channel.default, arguments)
 
 
-def _whole(graph: fx.Graph, heavy: list[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
+def _whole(graph: fx.Graph, heavy: Collection[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
     """Values that are rounded for all that read them: what convolutions and residual additions give."""
     found = {_end(node) for node in heavy if node.target in CONVOLUTIONS}
     for node in graph.nodes:
@@ -209,7 +161,7 @@ def _whole(graph: fx.Graph, heavy: list[fx.Node], known: set[fx.Node]) -> set[fx
     return {node for node in found if not any(reader.op == "output" for reader in node.users)}
 
 
-def _operands(node: fx.Node, heavy: list[fx.Node]) -> Iterator[fx.Node]:
+def _operands(node: fx.Node, heavy: Collection[fx.Node]) -> Iterator[fx.Node]:
     values: tuple[Any, ...] = node.args[:1] if node in heavy else node.args[:2]
     return (value for value in values if isinstance(value, fx.Node))
 
@@ -225,9 +177,3 @@ def _root(value: fx.Node) -> fx.Node:
     while value.target in _PASSING or value.op == "call_module":
         value = value.all_input_nodes[0]
     return value
-
-
-def _argument(node: fx.Node, position: int) -> fx.Node:
-    given = node.args[position]
-    assert isinstance(given, fx.Node)
-    return given

@@ -17,6 +17,7 @@ from compression.model import TorchModel
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 LINEAR = aten.linear.default
+PRODUCTS = {aten.matmul.default, aten.mm.default}
 _FROZEN_NORM = aten._native_batch_norm_legit_no_training.default
 # What tracing notes about dtypes and shapes is wrong under autocast.
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size")
@@ -31,7 +32,8 @@ def traced(model: TorchModel) -> TorchModel:
 
     Batch normalization behind a convolution or linear layer is folded: its statistics stay as they are, its
     gain and shift go on learning as factors of the layer's weight and bias. What parametrizations compute,
-    such as masks, is a part of the graph and holds while weights move.
+    such as masks, is a part of the graph and holds while weights move. Linear layers over more than rows are
+    products with a transposed weight, as runtimes have them.
 
     Raises:
         TracingError: The module cannot be traced.
@@ -55,6 +57,9 @@ def traced(model: TorchModel) -> TorchModel:
             inlined.graph.erase_node(node)
         elif node.target == _FROZEN_NORM:
             _fold(inlined.graph, node)
+    for node in list(inlined.graph.nodes):
+        if node.target == LINEAR and rank(node) > 2:
+            _transpose(inlined.graph, node)
     # Inputs come one by one, in order, and outputs leave as a tuple.
     inlined.graph.set_codegen(fx.graph.CodeGen())
     return TorchModel(settled(inlined), model.signature)
@@ -146,3 +151,18 @@ def _fold(graph: fx.Graph, norm: fx.Node) -> None:
         node.replace_all_uses_with(layer)
         graph.erase_node(node)
     graph.erase_node(norm)
+
+
+def _transpose(graph: fx.Graph, layer: fx.Node) -> None:
+    """Writes a linear layer over sequences as the product that its export would be."""
+    values, weight = layer.args[:2]
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    assert isinstance(weight, fx.Node)
+    with graph.inserting_before(layer):
+        turned = graph.call_function(aten.t.default, (weight,))
+        turned.meta["val"] = weight.meta["val"].t()
+        product = graph.call_function(aten.matmul.default, (values, turned))
+        result = product if bias is None else graph.call_function(aten.add.Tensor, (product, bias))
+    product.meta = result.meta = dict(layer.meta)
+    layer.replace_all_uses_with(result)
+    graph.erase_node(layer)

@@ -1,0 +1,80 @@
+"""The layers of a traced module, and what is put in front of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from compression.tracing import CONVOLUTIONS, LINEAR, PRODUCTS, constant, constants, rank, settled
+
+# Heavy operators -> where their weight has its output channels.
+_AXES: dict[Any, int] = {**dict.fromkeys(CONVOLUTIONS, 0), LINEAR: 0, **dict.fromkeys(PRODUCTS, 1)}
+
+
+def layers(module: fx.GraphModule) -> dict[fx.Node, int]:
+    """The convolutions and matrix products whose weight depends on no input.
+
+    Returns:
+        In order, where the weight of each has its output channels.
+    """
+    known = constants(module.graph)
+    return {
+        node: _AXES[node.target]
+        for node in module.graph.nodes
+        if node.target in _AXES and node.args[1] in known and node.args[0] not in known
+        if node.target not in PRODUCTS or rank(node.args[1]) == 2
+    }
+
+
+def argument(node: fx.Node, position: int) -> fx.Node:
+    """The node that gives this argument."""
+    given = node.args[position]
+    assert isinstance(given, fx.Node)
+    return given
+
+
+def weight_of(module: fx.GraphModule, layer: fx.Node) -> Tensor:
+    """A layer's present weight, with what normalization and masks do to it."""
+    return constant(module, argument(layer, 1))
+
+
+def place_on_weights(module: fx.GraphModule, parts: Mapping[fx.Node, nn.Module]) -> None:
+    """Lets each layer's weight, as normalization and masks leave it, pass through a part of its own."""
+    graph = module.graph
+    for index, (layer, part) in enumerate(parts.items()):
+        weight, name = argument(layer, 1), f"weight_parts_{index}"
+        module.add_submodule(name, part)
+        with graph.inserting_before(layer):
+            passed = graph.call_module(name, (weight,))
+        passed.meta = dict(weight.meta)
+        layer.update_arg(1, passed)
+
+
+def placed(module: fx.GraphModule, kind: type[nn.Module]) -> dict[fx.Node, nn.Module]:
+    """The layers whose weight passes through a part of this kind, in order."""
+    found = {}
+    for layer in layers(module):
+        given = argument(layer, 1)
+        part = module.get_submodule(str(given.target)) if given.op == "call_module" else None
+        if isinstance(part, kind):
+            found[layer] = part
+    return found
+
+
+def stored(module: fx.GraphModule, kind: type[nn.Module]) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+    """The module, which is changed, with weights as such parts leave them.
+
+    Returns:
+        The module without the parts, and by the name that a weight has in it and in its export, the weight
+        before its part.
+    """
+    graph, weights = module.graph, {}
+    for index, (layer, part) in enumerate(placed(module, kind).items()):
+        name, weight = f"weight_{index}", constant(module, argument(argument(layer, 1), 0))
+        weights[name] = weight
+        module.register_buffer(name, part(weight).detach())
+        with graph.inserting_before(layer):
+            layer.update_arg(1, graph.get_attr(name))
+    return settled(module), weights
