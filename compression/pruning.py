@@ -86,6 +86,8 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
                 f"slimming teaches the scales that bn-gamma ranks by; {settings.importance} does not read "
                 "them. Set importance to bn-gamma, or slimming to 0."
             )
+        if settings.slimming and context.splits.train.labels is None:
+            raise PassRefusedError("slimming learns from labels and train has none. Set slimming to 0.")
         settings.check(context)
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
