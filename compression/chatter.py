@@ -26,3 +26,15 @@ def quiet(*loggers: str) -> Iterator[None]:
     finally:
         for logger, level in zip(known, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def logging_left_alone() -> Iterator[None]:
+    """Undoes what is done to the root logger inside, as by a module that configures it on import."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -19,6 +19,7 @@ from compression.codebook import expanded, stored_codes
 from compression.data import Split
 from compression.inference import infer
 from compression.model import OnnxModel
+from compression.nbits import packed_weights, with_plain_products
 from compression.signature import Array, Signature, TensorSpec
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -83,8 +84,9 @@ _HEAVY = {
     "QGemm": (0, 3),
     "DynamicQuantizeMatMul": (0, 1),
     "MatMulIntegerToFloat": (0, 1),
+    "MatMulNBits": (0, 1),
 }
-_FLOAT_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_FLOAT_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits"}
 
 
 def count(model: OnnxModel, axes: Mapping[str, int] | None = None) -> Counts:
@@ -119,6 +121,9 @@ def weights_by_dtype(model: OnnxModel) -> dict[str, int]:
     for codes in stored_codes(model).values():
         count["float32"] -= codes.indices.size  # what it expands to
         count[f"codes{codes.width}"] += codes.indices.size
+    if packed := packed_weights(model):
+        count["float32"] -= packed
+        count["int4"] += packed
     return {dtype: weights for dtype, weights in count.items() if weights}
 
 
@@ -160,11 +165,16 @@ def flops(model: OnnxModel, axes: Mapping[str, int] | None = None) -> int:
     Raises:
         InspectionError: A symbolic axis has no length, or a shape cannot be inferred.
     """
-    proto = _with_fixed_axes(model, {"batch": 1, **(axes or {})})
+    proto = _with_fixed_axes(_plain(model), {"batch": 1, **(axes or {})})
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     graph = ir.from_proto(inferred).graph
     _measure_unknown(graph, proto, model.signature)
     return 2 * sum(_multiply_adds(node, graph) for node in graph.all_nodes() if node.op_type in _HEAVY)
+
+
+def _plain(model: OnnxModel) -> OnnxModel:
+    """The graph with float32 weights in place of codes and packed ones."""
+    return expanded(with_plain_products(model))
 
 
 def _nodes(proto: onnx.ModelProto) -> Iterator[ir.Node]:
@@ -173,7 +183,7 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[ir.Node]:
 
 def _weights(model: OnnxModel) -> Iterator[tuple[Array, Array | int]]:
     """Every stored weight with the value that means zero, of a shape that broadcasts to it."""
-    for value in _constants(ir.from_proto(expanded(model).proto)):
+    for value in _constants(ir.from_proto(_plain(model).proto)):
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING:
             continue

@@ -8,15 +8,18 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
-from pydantic import Field
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
-from compression.chatter import quiet
+from compression.chatter import logging_left_alone, quiet
 from compression.model import Form, OnnxModel
+from compression.nbits import BITS, packed_products
 
-OPERATOR = "MatMulNBits"
-BITS = 4
+# It sends the whole process's messages to stderr.
+with logging_left_alone():
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
 
 
 class Int4Settings(Settings):
@@ -33,7 +36,7 @@ class Int4Settings(Settings):
     block_size: Literal[16, 32, 64, 128, 256] = 32
     symmetric: bool = True
     accuracy_level: Literal[0, 1, 4] = 0
-    exclude_nodes: tuple[str, ...] = Field(default=())
+    exclude_nodes: tuple[str, ...] = ()
 
 
 class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
@@ -89,7 +92,7 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
         """Checks that every such product has four-bit weights, and that the file is smaller."""
-        products, found = len(self._products(before.proto.graph)), _packed(after)
+        products, found = len(self._products(before.proto.graph)), len(packed_products(after))
         if found < products:
             raise BrokenPromiseError(f"{found} of {products} matrix products have four-bit weights.")
         bytes_before, bytes_after = before.proto.ByteSize(), after.proto.ByteSize()
@@ -107,7 +110,7 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that as many products have four-bit weights at the end of the recipe."""
-        kept = _packed(artifact)
+        kept = len(packed_products(artifact))
         if kept < facts["products"]:
             raise BrokenPromiseError(
                 f"{kept} of {facts['products']} products still have four-bit weights. Put int4-weights last."
@@ -156,7 +159,3 @@ def _split_products(graph: onnx.GraphProto, products: list[onnx.NodeProto]) -> N
             nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=label))
     graph.ClearField("node")
     graph.node.extend(nodes)
-
-
-def _packed(model: OnnxModel) -> int:
-    return sum(node.op_type == OPERATOR for node in model.proto.graph.node)
