@@ -56,8 +56,10 @@ def prepared(model: OnnxModel) -> OnnxModel:
     """The graph as the quantizer wants it: normalization folded, constants computed, shapes inferred."""
     # onnxruntime logs advice to the root logger.
     with tempfile.TemporaryDirectory() as folder, quiet(""), warnings.catch_warnings():
-        path = Path(folder, "prepared.onnx")
-        quant_pre_process(_modern(model.proto), path)
+        source, path = Path(folder, "source.onnx"), Path(folder, "prepared.onnx")
+        onnx.save(_modern(model.proto), source)
+        # onnxruntime's own shape inference fails on reductions of opset 18; onnx's knows all that is needed.
+        quant_pre_process(source, path, skip_symbolic_shape=True, skip_onnx_shape=True)
         proto = load_model_with_shape_infer(path)
     taken = {node.name for node in proto.graph.node}
     for index, node in enumerate(proto.graph.node):

@@ -33,7 +33,8 @@ class ResidualNet(nn.Module):
         pixels = (image.permute(0, 3, 1, 2).float() - 80.0) / 90.0
         features = self.first(pixels)
         features = nn.functional.max_pool2d(features + self.second(features), 2)
-        return self.head(self.third(features).amax((2, 3)))  # type: ignore[no-any-return]
+        pooled = nn.functional.adaptive_max_pool2d(self.third(features), 1)
+        return self.head(pooled.flatten(1))  # type: ignore[no-any-return]
 
 
 def convolution(before: int, after: int) -> nn.Sequential:
