@@ -108,8 +108,11 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
                 f"{_listed(hidden)} lie inside a Scan, Loop or If, which quantization does not enter. Export "
                 "the model without it."
             )
-        if "float16" in weights_by_dtype(model):
+        stored = weights_by_dtype(model)
+        if "float16" in stored:
             raise PassRefusedError("the model is float16. Quantize from float32.")
+        if "float64" in stored and "float32" not in stored:
+            raise PassRefusedError("the model is float64. Quantize from float32.")
         names = {node.name for node in model.proto.graph.node}
         if unknown := sorted(set(self.settings.exclude_nodes) - names):
             raise PassRefusedError(
@@ -175,7 +178,7 @@ class DynamicInt8(Int8Pass[DynamicInt8Settings]):
     """
 
     name: ClassVar[str] = "int8-dynamic"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = DynamicInt8Settings
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
