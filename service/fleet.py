@@ -17,6 +17,7 @@ from variants.assessment import Standing, assess, verify_artifacts
 from variants.card import Card
 from variants.catalog import Catalog, StoredVariant
 from variants.document import DocumentError
+from variants.golden import deviation, is_trusted, tolerance
 from variants.host import Host
 from variants.profile import Profile
 from variants.profiler import profile_model
@@ -65,13 +66,25 @@ class LoadedVariant:
         self._batch_size = metrics.tallies.histogram(metrics.batch_size, *labels)
         self.queue_duration = metrics.tallies.histogram(metrics.queue_duration, *labels)
         self.candidate = Candidate(self.version, self.name, standing.ratio, self.predict_ms)
-        self._warm_up(standing.stored)
+        self.deviation = self._replay(standing.stored, [spec.name for spec in spec.signature.outputs])
 
-    def _warm_up(self, stored: StoredVariant) -> None:
-        """Runs the golden rows, so that the first request does not pay for lazy initialization."""
-        inputs, _ = read_golden(stored.golden_path)
+    def _replay(self, stored: StoredVariant, names: list[str]) -> float:
+        """Runs the golden rows; the first request does not pay for lazy initialization then.
+
+        Returns:
+            The deviation from what the artifact answered where it was built.
+        """
+        inputs, golden = read_golden(stored.golden_path)
         for rows in _WARM_UP_ROWS:
             self.run({name: array[:rows] for name, array in inputs.items()})
+        return deviation(dict(zip(names, self.run(inputs), strict=True)), golden)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it answers the golden rows as it did where its quality was measured."""
+        stored = self.standing.stored
+        allowed = tolerance(self.profile.precision, stored.scorecard.weights if stored else {})
+        return is_trusted(self.deviation, self.profile.golden_deviation, allowed)
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Runs one batch; outputs `(rows, ...)` in the order of the signature."""
@@ -106,6 +119,7 @@ class LoadedModel:
         variants: By `recipe@build`, and by recipe for the build that a bare name means.
         candidates: What the router may choose from.
         refused: Why a variant does not serve, by recipe and `recipe@build`.
+        doubted: Profiles by `recipe@build` whose quality the golden rows call in question.
         inflight: Requests that arrived and are not answered yet.
     """
 
@@ -117,6 +131,7 @@ class LoadedModel:
     variants: dict[str, LoadedVariant] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    doubted: dict[str, list[Profile]] = field(default_factory=dict)
     inflight: int = 0
 
     @property
@@ -158,6 +173,7 @@ class Fleet:
         self._max_batch_rows = max_batch_rows
         self._seen: dict[str, str] = {}
         self._unloaded: set[str] = set()
+        self._measured_again: set[str] = set()
         self.models: dict[str, LoadedModel] = {}
         self.generation = 0  # counts loads and unloads
 
@@ -189,7 +205,8 @@ class Fleet:
     def load(self, name: str) -> LoadedModel:
         """Loads a model, or loads it anew; requests go to the new one once it is ready.
 
-        A model without profiles of this host is profiled first.
+        A model without profiles of this host is profiled first; so is, once, a variant that answers the
+        golden rows otherwise than when its quality was measured.
 
         Raises:
             CatalogError: It is not registered, or its card is damaged.
@@ -199,17 +216,28 @@ class Fleet:
         if card.hosts.get(self._host.fingerprint) is None:
             log.warning("%s was not profiled on this host (%s); profiling", name, self._host.fingerprint)
             card = profile_model(self._catalog, name, self._host, Lines(), again=False)
-        standings = assess(card, verify_artifacts(self._catalog, card), self._host)
-        model = _prepared(card, self._open_transforms(card.spec))
-        for standing in standings:
-            if standing.entry.life is not Life.RETIRED:
-                self._add(model, standing)
-            elif card.find(standing.entry.id.recipe) == standing.entry:
-                self._tell(standing, None)
+        model = self._open(card)
+        doubted = {v: p for v, p in model.doubted.items() if f"{name}/{v}" not in self._measured_again}
+        if doubted:
+            log.warning("quality of %s of %s is measured again", ", ".join(doubted), name)
+            self._measured_again |= {f"{name}/{version}" for version in doubted}
+            model = self._open(
+                profile_model(self._catalog, name, self._host, Lines(), again=False, doubted=doubted)
+            )
         self.models[name] = model
         self._unloaded.discard(name)
         self.generation += 1
         log.info("%s serves %s", name, ", ".join(model.versions) or "nothing")
+        return model
+
+    def _open(self, card: Card) -> LoadedModel:
+        """The model with a session for every variant that can serve."""
+        model = _prepared(card, self._open_transforms(card.spec))
+        for standing in assess(card, verify_artifacts(self._catalog, card), self._host):
+            if standing.entry.life is not Life.RETIRED:
+                self._add(model, standing)
+            elif card.find(standing.entry.id.recipe) == standing.entry:
+                self._tell(standing, None)
         return model
 
     def _open_transforms(self, spec: ServingSpec) -> Transforms:
@@ -254,6 +282,15 @@ class Fleet:
             except Exception as error:  # whatever is wrong with one variant, the others serve
                 log.exception("%s cannot be loaded", entry.id)
                 reason = f"it cannot be loaded ({type(error).__name__}); the log has the details"
+        if loaded is not None and not loaded.is_trusted:
+            model.doubted[loaded.version] = list(
+                model.card.hosts[self._host.fingerprint].profiles[loaded.version]
+            )
+            reason = (
+                f"golden rows differ by {loaded.deviation:.3g} of the outputs' spread, and its quality was "
+                f"measured with less; run `mipgate profile {model.name}`"
+            )
+            loaded = None
         names = [entry.id.version]
         if model.card.find(entry.id.recipe).id == entry.id:
             names.append(entry.id.recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,15 @@ def _profile_all(
     return measurements
 
 
-def profile_model(catalog: Catalog, model: str, host: Host, progress: Reporter, *, again: bool) -> Card:
+def profile_model(
+    catalog: Catalog,
+    model: str,
+    host: Host,
+    progress: Reporter,
+    *,
+    again: bool,
+    doubted: Mapping[str, Sequence[Profile]] | None = None,
+) -> Card:
     """Profiles a registered model's variants on this host and publishes the result.
 
     Args:
@@ -91,6 +99,7 @@ def profile_model(catalog: Catalog, model: str, host: Host, progress: Reporter, 
         host: This host.
         progress: Receives the progress.
         again: Whether variants that have profiles of this host are measured once more.
+        doubted: Profiles by `recipe@build` that are to be replaced, unless someone did so meanwhile.
 
     Returns:
         The card with the profiles, even where the store cannot be written.
@@ -99,13 +108,16 @@ def profile_model(catalog: Catalog, model: str, host: Host, progress: Reporter, 
         CatalogError: The model is not registered, or its reference cannot be read.
     """
     with FileLock(subfolder("locks") / f"profiling-{model}.lock"):
-        return _profile_model(catalog, model, host, progress, again=again)
+        card = catalog.card(model)  # another worker may have profiled while this one waited for the lock
+        known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
+        replaced = {v for v, profiles in (doubted or {}).items() if list(profiles) == known.get(v)}
+        trusted = set() if again else known.keys() - replaced
+        return _profile_missing(catalog, card, trusted, host, progress)
 
 
-def _profile_model(catalog: Catalog, model: str, host: Host, progress: Reporter, *, again: bool) -> Card:
-    card = catalog.card(model)  # another worker may have profiled while this one waited for the lock
-    known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
-    wanted = [e for e in card.entries if e.failure is None and (again or e.id.version not in known)]
+def _profile_missing(catalog: Catalog, card: Card, trusted: Set[str], host: Host, progress: Reporter) -> Card:
+    model = card.spec.model
+    wanted = [e for e in card.entries if e.failure is None and e.id.version not in trusted]
     stored = []
     for entry in wanted:
         try:
