@@ -355,7 +355,18 @@ class _Learner:
 
 
 class Autocast:
-    """Half precision where the hardware computes it natively: bfloat16, or on older GPUs scaled float16."""
+    """Mixed-precision training where the hardware computes half precision natively.
+
+    Micikevicius et al. 2018, "Mixed Precision Training": weights, their updates and what needs range
+    (normalizations, losses) stay float32, products are computed in half precision. Processors compute in
+    bfloat16 (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training"), and so do GPUs that
+    have it, others in float16 with dynamic loss scaling. Every training goes through it: from scratch,
+    fine-tuning, distillation with its teacher. Without such hardware everything stays float32.
+
+    Args:
+        module: What is trained; its device decides.
+        wanted: Whether to use it where it is.
+    """
 
     def __init__(self, module: nn.Module, wanted: bool) -> None:
         self.device = next((parameter.device.type for parameter in module.parameters()), "cpu")

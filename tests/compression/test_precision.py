@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import Tensor, nn
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
+from compression.export import export
 from compression.inference import infer
 from compression.inspection import weights_by_dtype
-from compression.model import OnnxModel
+from compression.model import OnnxModel, TorchModel
 from compression.precision import Float16, Float16Settings
-from tests.compression.small_digits import accuracy
+from compression.training import seeded
+from tests.compression.small_digits import DIGITS, accuracy
 
 FP16 = Float16(Float16Settings())
 
@@ -68,3 +74,55 @@ def test_undoing_it_later_is_found_out(artifact: OnnxModel, context: PassContext
     facts = FP16.ensures(artifact, FP16.run(artifact, context), context)
     with pytest.raises(BrokenPromiseError, match="still float16"):
         FP16.holds(facts, artifact)
+
+
+class Amplified(nn.Module):
+    """Values far beyond float16's range between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        large = torch.relu(self.first(image)) * 6e4
+        return self.second(torch.sqrt(large * large + 1.0) / 6e4)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def amplified() -> OnnxModel:
+    with seeded(0):
+        return export(TorchModel(Amplified().eval(), DIGITS))
+
+
+def test_operators_that_overflow_return_to_float32(amplified: OnnxModel, context: PassContext) -> None:
+    FP16.requires(amplified, context)
+    half = FP16.run(amplified, context)
+    facts = FP16.ensures(amplified, half, context)
+    types = {node.name: node.op_type for node in amplified.proto.graph.node}
+    returned = {types[name] for name in facts["returned_to_float32"]}
+    assert {"Mul", "Sqrt"} <= returned
+    assert "Gemm" not in returned
+    assert facts["largest_error"] < 0.05
+    assert set(weights_by_dtype(half)) >= {"float16"}
+    onnx.checker.check_model(half.proto, full_check=True)
+
+
+def test_what_cannot_be_exact_enough_fails_and_says_so(artifact: OnnxModel, context: PassContext) -> None:
+    with pytest.raises(BrokenPromiseError, match="Raise tolerance or max_drop, or leave fp16 out"):
+        Float16(Float16Settings(tolerance=1e-9)).run(artifact, context)
+
+
+def test_the_models_own_metric_can_be_the_guard(artifact: OnnxModel, context: PassContext) -> None:
+    guarded = Float16(Float16Settings(max_drop=0.01))
+    guarded.requires(artifact, context)
+    guarded.ensures(artifact, guarded.run(artifact, context), context)
+    with pytest.raises(PassRefusedError, match="max_drop needs a metric"):
+        guarded.requires(artifact, replace(context, quality=None))
+
+
+def test_operators_are_kept_by_name(artifact: OnnxModel, context: PassContext) -> None:
+    convolution = next(node.name for node in artifact.proto.graph.node if node.op_type == "Conv")
+    half = Float16(Float16Settings(keep_nodes=(convolution,)))
+    assert weights_by_dtype(half.run(artifact, context)).keys() == {"float16", "float32"}
+    with pytest.raises(PassRefusedError, match="there is no node conv9"):
+        Float16(Float16Settings(keep_nodes=("conv9",))).requires(artifact, context)
