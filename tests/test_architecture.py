@@ -24,6 +24,8 @@ HEAVY = {
     "onnx",
     "onnxscript",
     "torch_pruning",
+    "transformers",
+    "datasketch",
     "optuna",
     "nncf",
     "torchao",
