@@ -27,7 +27,7 @@ from variants.host import installed_version, this_host
 from variants.metrics import find_metric
 from variants.parity import ParityError, verify
 from variants.profiling import predict
-from variants.reference import reference_model
+from variants.reference import reference_model, reference_training
 from variants.runtime import open_session, reference_runtime
 from variants.samples import write_golden, write_split
 from variants.scoring import Finished, reference_graph, score
@@ -111,7 +111,11 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     _write_golden(job.folder, splits)
     finished = Finished(path, compressed, parity, time.perf_counter() - started, compress_seconds)
     graph = reference_graph(reference, job.folder.parent) if recipe.steps else None
-    return Outcome(scorecard=score(finished, graph, splits.calibration))
+    scored = score(finished, graph, splits.calibration)
+    if not recipe.steps:
+        training = reference_training(spec, splits)
+        scored = replace(scored, invariants=[*training, *scored.invariants])
+    return Outcome(scorecard=scored)
 
 
 def _refused(recipe: Recipe, reference: Model) -> Outcome | None:

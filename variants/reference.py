@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from compression.base import Report
+from compression.base import Facts, Report
 from compression.checkpoint import Checkpoint
 from compression.data import Splits
 from compression.model import Model, OnnxModel, TorchModel
@@ -35,7 +36,7 @@ def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> Model:
     model = TorchModel(source.eval(), spec.signature)
     if not spec.train_reference:
         return model
-    path = subfolder("references") / f"{spec.name}-{_key(spec, splits)}.safetensors"
+    path = _path(spec, splits)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
@@ -52,6 +53,21 @@ def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> Model:
             checkpoint.path.unlink()
     model.module.load_state_dict(load_file(path))
     return model
+
+
+def reference_training(spec: ModelSpec, splits: Splits) -> list[Facts]:
+    """How the reference was trained, as a step's entry in a scorecard; empty when it was not trained here."""
+    if not spec.train_reference or not (path := _path(spec, splits)).is_file():
+        return []
+    with safe_open(path, framework="pt") as file:
+        curve = json.loads((file.metadata() or {})["curve"])
+    best = min(epoch["validation_loss"] for epoch in curve)
+    facts = {"epochs": len(curve), "validation_loss": best}
+    return [{"pass": "training", "version": VERSION, "facts": facts, "curves": [curve]}]
+
+
+def _path(spec: ModelSpec, splits: Splits) -> Path:
+    return subfolder("references") / f"{spec.name}-{_key(spec, splits)}.safetensors"
 
 
 def _key(spec: ModelSpec, splits: Splits) -> str:
