@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compression.autocast import Autocast
 from compression.base import PassRefusedError
 from compression.data import Split
 from compression.losses import Batch, Outputs
 from compression.model import TorchModel
-from compression.training import Autocast, Training, lay_out, outputs_of, predict, seeded
+from compression.training import Training, lay_out, outputs_of, predict, seeded
 
 PROBE_ROWS = 2
 _EPSILON = 1e-12
