@@ -196,15 +196,14 @@ def test_another_seed_other_data_or_settings_train_anew(
 
 
 def test_versions_name_each_pass_once() -> None:
-    assert pass_versions(recipe(PRUNE, TEACH, step("fp16"))) == {
-        "prune-structured": 1,
-        "distill": 1,
-        "fp16": 1,
+    versions = pass_versions(recipe(PRUNE, TEACH, step("fp16"), step("fp16")))
+    assert versions == {
+        name: registry.PASSES[name].version for name in ("prune-structured", "distill", "fp16")
     }
 
 
 def test_an_unknown_pass_lists_what_exists() -> None:
-    with pytest.raises(StepError, match=r'unknown pass "magic". Use one of distill, fp16, int8-dynamic'):
+    with pytest.raises(StepError, match=r'unknown pass "magic". Use one of .*distill, .*fp16, .*int8-dynamic'):
         make_pass(step("magic"))
     with pytest.raises(RecipeError, match="recipe tried: unknown pass"):
         check(recipe(step("magic")), Form.TORCH)

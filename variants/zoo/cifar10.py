@@ -162,6 +162,8 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     return file
 
 
+_PRUNED = step("prune-structured", target_macs=0.45, importance="taylor", epochs=8, teacher=0.7)
+
 SPEC = ModelSpec(
     name="cifar10",
     description="Photographs of 32x32 pixels in ten classes (CIFAR-10), by a nine-layer residual network",
@@ -195,5 +197,22 @@ SPEC = ModelSpec(
         Recipe(name="fp16", steps=(step("fp16"),)),
         Recipe(name="int8-dynamic", steps=(step("int8-dynamic"),)),
         Recipe(name="int8-static", steps=(step("int8-static"),)),
+        Recipe(name="int8-data-free", steps=(step("int8-data-free"),)),
+        Recipe(name="pruned", steps=(_PRUNED,)),
+        Recipe(name="pruned-int8", steps=(_PRUNED, step("int8-static"))),
+        Recipe(name="low-rank", steps=(step("low-rank", ratio=0.5, epochs=4, teacher=0.7),)),
+        Recipe(name="distilled", steps=(step("distill", student="narrow", epochs=20),)),
+        Recipe(name="undistilled", steps=(step("distill", student="narrow", epochs=20, alpha=0.0),)),
+        Recipe(
+            name="distilled-int8", steps=(step("distill", student="narrow", epochs=20), step("int8-static"))
+        ),
+        Recipe(
+            name="deep-compressed",
+            steps=(
+                step("prune-unstructured", ratio=0.85, epochs=6, teacher=0.7),
+                step("cluster", clusters=16, epochs=2, teacher=0.7),
+                step("huffman"),
+            ),
+        ),
     ),
 )
