@@ -98,9 +98,17 @@ def output_mse(student: Outputs, teacher: Outputs, temperature: float) -> Tensor
     return torch.stack(distances).mean()
 
 
+def soft_pixels(student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
+    """Divergence of the softened classes of every pixel, and the distance of what else there is."""
+    pixels = [outputs[0].movedim(1, -1).flatten(0, -2) for outputs in (student, teacher)]
+    soft = soft_cross_entropy((pixels[0],), (pixels[1],), temperature)
+    return soft if len(student) == 1 else soft + 0.1 * output_mse(student[1:], teacher[1:], temperature)
+
+
 IMITATIONS: dict[str, Imitation] = {
     "cross_entropy": soft_cross_entropy,
     "mse": output_mse,
+    "segmentation": soft_pixels,
 }
 
 
@@ -359,9 +367,16 @@ def explained_variance(student: list[Array], teacher: list[Array]) -> tuple[floa
     return float(1.0 - (error**2).sum() / max((spread**2).sum(), 1e-12)), 0.0
 
 
+def pixel_agreement(student: list[Array], teacher: list[Array]) -> tuple[float, float]:
+    """As `class_agreement`, of the pixels of `(rows, classes, height, width)`."""
+    moved = [np.moveaxis(outputs[0], 1, -1) for outputs in (student, teacher)]
+    return class_agreement([moved[0]], [moved[1]])
+
+
 _AGREEMENTS: dict[str, Callable[[list[Array], list[Array]], tuple[float, float]]] = {
     "cross_entropy": class_agreement,
     "mse": explained_variance,
+    "segmentation": pixel_agreement,
 }
 
 

@@ -45,9 +45,26 @@ def mse(outputs: Outputs, batch: Batch) -> Tensor:
     return functional.mse_loss(values, labels_of(batch).float().reshape(values.shape))
 
 
+def segmentation(outputs: Outputs, batch: Batch) -> Tensor:
+    """Cross entropy per pixel, and how many things a picture shows.
+
+    Args:
+        outputs: Logits `(batch, classes, height, width)`; then, if there is one more output, how many classes
+            beside class 0, the background, a picture shows, `(batch, 1)`.
+        batch: With labels `(batch, height, width)`, the class of each pixel.
+    """
+    classes = labels_of(batch).long()
+    loss = functional.cross_entropy(outputs[0].float(), classes)
+    if len(outputs) == 1:
+        return loss
+    shown = functional.one_hot(classes.flatten(1), outputs[0].shape[1]).amax(dim=1)[:, 1:].sum(dim=1)
+    return loss + 0.1 * functional.smooth_l1_loss(outputs[1].float().flatten(), shown.float())
+
+
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "mse": mse,
+    "segmentation": segmentation,
 }
 
 
