@@ -152,9 +152,10 @@ def _read_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise ImportRefusedError(f"there is no file {path}. Give the path of an .npz file with the rows.")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, Mapping):
-                raise ImportRefusedError(f"{path.name} holds one nameless array. Save it with np.savez.")
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise ImportRefusedError(f"{path.name} holds one nameless array. Save it with np.savez.")
+        with arrays:
             return {name: arrays[name] for name in arrays}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ImportRefusedError(

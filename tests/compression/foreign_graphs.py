@@ -11,11 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compression.signature import Array
 
-ROWS, WIDE, CLASSES = 60, 16, 4
+ROWS, WIDE, HIDDEN, CLASSES = 60, 16, 128, 4
 Dims = Sequence[int | str]
 _random = np.random.default_rng(0)
-WEIGHT = _random.normal(size=(WIDE, 32)).astype(np.float32)
-LAST = _random.normal(size=(32, CLASSES)).astype(np.float32)
+WEIGHT = _random.normal(size=(WIDE, HIDDEN)).astype(np.float32)
+LAST = _random.normal(size=(HIDDEN, CLASSES)).astype(np.float32)
 X = _random.normal(size=(ROWS, WIDE)).astype(np.float32)
 SCALES = np.linspace(0.5, 2.0, ROWS).astype(np.float32)
 
@@ -143,14 +143,14 @@ def rows_that_meet() -> Foreign:
 def time_first() -> Foreign:
     """Time is the first axis and free, the batch the second: a row is a whole sequence."""
     nodes = [node("MatMul", ["x", "w"], ["h"]), node("ReduceMean", ["h"], ["y"], axes=[0], keepdims=0)]
-    proto = model(nodes, [value("x", ["time", "batch", WIDE])], [value("y", ["batch", 32])], w=WEIGHT)
+    proto = model(nodes, [value("x", ["time", "batch", WIDE])], [value("y", ["batch", HIDDEN])], w=WEIGHT)
     return Foreign(proto, {"x": _random.normal(size=(ROWS, 5, 1, WIDE)).astype(np.float32)})
 
 
 def free_axes() -> Foreign:
     """Two free axes beside the batch, one of them unnamed."""
     nodes = [node("MatMul", ["x", "w"], ["h"]), node("Transpose", ["h"], ["y"], perm=[0, 3, 1, 2])]
-    ends = [value("x", ["N", "height", "?", WIDE])], [value("y", ["N", 32, "height", "?"])]
+    ends = [value("x", ["N", "height", "?", WIDE])], [value("y", ["N", HIDDEN, "height", "?"])]
     ends[0][0].type.tensor_type.shape.dim[2].Clear()
     ends[1][0].type.tensor_type.shape.dim[3].Clear()
     proto = model(nodes, *ends, w=WEIGHT)
@@ -196,7 +196,7 @@ def looping() -> Foreign:
     proto = model(
         nodes,
         [value("x", ["N", WIDE])],
-        [value("y", ["N", 32])],
+        [value("y", ["N", HIDDEN])],
         three=np.array(3),
         on=np.array(True),
         square=np.linalg.qr(_random.normal(size=(WIDE, WIDE)))[0].astype(np.float32),
@@ -235,7 +235,7 @@ def quantized(kind: str = "qdq") -> Foreign:
     """The plain graph, quantized by hand."""
     weight = np.clip(np.round(WEIGHT / 0.05), -127, 127).astype(np.int8)
     stored: dict[str, Array] = {"wq": weight, "ws": np.array(0.05, np.float32), "wz": np.array(0, np.int8)}
-    ends = [value("x", ["N", WIDE])], [value("y", ["N", 32])]
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", HIDDEN])]
     unpack = node("DequantizeLinear", ["wq", "ws", "wz"], ["w"])
     if kind == "weights only":
         return Foreign(model([unpack, node("MatMul", ["x", "w"], ["y"])], *ends, **stored), {"x": X})

@@ -26,6 +26,7 @@ from compression.model import OnnxModel
 from compression.signature import Array
 from tests.compression.foreign_graphs import (
     CLASSES,
+    HIDDEN,
     STORED,
     TAKEN,
     WIDE,
@@ -41,7 +42,7 @@ from tests.compression.foreign_graphs import (
     value,
 )
 
-PARAMETERS = WIDE * 32 + 32 * CLASSES
+PARAMETERS = WIDE * HIDDEN + HIDDEN * CLASSES
 
 
 def taken(foreign: Foreign) -> OnnxModel:
@@ -84,8 +85,8 @@ def test_every_kind_is_counted(kind: str) -> None:
         if isinstance(axis, str)
     }
     counts = count(imported, axes)
-    assert counts.parameters >= WIDE * 32
-    assert counts.flops >= 2 * WIDE * 32
+    assert counts.parameters >= WIDE * HIDDEN
+    assert counts.flops >= 2 * WIDE * HIDDEN
     if kind in ("plain", "constants", "scalar", "no batch anywhere", "batch of one", "mean of all"):
         assert (counts.parameters, counts.flops) == (PARAMETERS, 2 * PARAMETERS)
 
@@ -97,7 +98,7 @@ def test_weights_in_constant_nodes_become_initializers() -> None:
 def test_a_loop_keeps_its_loop_and_the_weight_inside_counts_once() -> None:
     imported = taken(looping())
     assert "Loop" in {each.op_type for each in imported.proto.graph.node}
-    assert count(imported).flops == 2 * (WIDE * WIDE + WIDE * 32)
+    assert count(imported).flops == 2 * (WIDE * WIDE + WIDE * HIDDEN)
 
 
 @pytest.mark.parametrize("version", [11, 12])
@@ -145,7 +146,7 @@ def test_a_fixed_batch_of_several_whose_rows_meet_is_refused() -> None:
     proto = model(
         nodes,
         [value("x", [4, 4])],
-        [value("y", [1, 32])],
+        [value("y", [1, HIDDEN])],
         shape=np.array([1, 16]),
         w=STORED["w"],
     )
