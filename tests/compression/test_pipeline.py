@@ -203,7 +203,7 @@ def test_versions_name_each_pass_once() -> None:
 
 
 def test_an_unknown_pass_lists_what_exists() -> None:
-    with pytest.raises(StepError, match=r'unknown pass "magic". Use one of .*distill, .*fp16, .*int8-dynamic'):
+    with pytest.raises(StepError, match=r'unknown pass "magic".*distill, .*fp16, .*int8-dynamic'):
         make_pass(step("magic"))
     with pytest.raises(RecipeError, match="recipe tried: unknown pass"):
         check(recipe(step("magic")), Form.TORCH)
