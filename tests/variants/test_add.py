@@ -106,8 +106,10 @@ INSIDE = "inside a Scan, Loop or If"
 QUANTIZED, WEIGHTS = "is quantized already", "quantized already"
 USUAL = dict.fromkeys(("fp32", "fp16", "int8-dynamic", "int8-static"), BUILT)
 USUAL |= dict.fromkeys(("pruned", "distilled"), MODULE)
-SCANNED = USUAL | {"int8-dynamic": INSIDE, "int8-static": INSIDE}
-DONE = USUAL | {"fp16": WEIGHTS, "int8-dynamic": QUANTIZED, "int8-static": QUANTIZED}
+USUAL["int8-smoothquant"] = "no LayerNormalization"
+INT8 = ("int8-dynamic", "int8-static", "int8-smoothquant")
+SCANNED = USUAL | dict.fromkeys(INT8, INSIDE)
+DONE = USUAL | {"fp16": WEIGHTS} | dict.fromkeys(INT8, QUANTIZED)
 EXPECTED = {
     "plain": USUAL,
     "opset 11": USUAL,
@@ -121,12 +123,11 @@ EXPECTED = {
     "function": USUAL,
     "scalar": SCANNED,
     "branching": SCANNED,
-    "double": USUAL
-    | {"fp16": "no float32 weights", "int8-dynamic": "is float64", "int8-static": "is float64"},
+    "double": USUAL | {"fp16": "no float32 weights"} | dict.fromkeys(INT8, "is float64"),
     "qdq": DONE,
     "qlinear": DONE,
     "dynamically quantized": DONE,
-    "weights only": DONE | {"int8-dynamic": WEIGHTS, "int8-static": WEIGHTS},
+    "weights only": DONE | dict.fromkeys(INT8, WEIGHTS),
 }
 
 
@@ -226,7 +227,7 @@ def test_add_builds_and_serves_what_it_was_given(tmp_path: Path) -> None:
     assert statuses == {"fp32": "serving"} | dict.fromkeys(EXPECTED["qdq"].keys() - {"fp32"}, "skipped")
     assert "fp16: recipe fp16: fp16 was refused: the model is quantized already" in ended.stdout
     again = mipgate(homes, "build", "ready", "--quiet")
-    assert "ready: 0 built, 1 cached, 5 not built" in again.stderr
+    assert "ready: 0 built, 1 cached, 6 not built" in again.stderr
 
 
 def test_a_file_that_is_none_ends_with_a_sentence(tmp_path: Path) -> None:
