@@ -1,0 +1,98 @@
+"""The search: recipes that fit, trials that are builds, and a run that goes on where it stood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from compression.model import Form
+from compression.pipeline import check
+from tests.variants.tiny_specs import TINY
+from variants.build import BuildError
+from variants.catalog import Catalog
+from variants.host import this_host
+from variants.progress import Lines
+from variants.search import Found, search
+from variants.search_space import FINISHES, Space, shortened, space_of, trains
+from variants.variant import Life
+
+TINY_NAME = "tests.variants.tiny_specs:TINY"
+
+
+def fixed(body: str, finish: str = "none") -> optuna.trial.FixedTrial:
+    suggested = {
+        "body": body,
+        "finish": finish,
+        "prune.ratio": 0.5,
+        "prune.importance": "l2",
+        "low-rank.ratio": 0.5,
+        "distill.alpha": 0.7,
+        "calibration": "minmax",
+    }
+    return optuna.trial.FixedTrial(suggested)
+
+
+@pytest.mark.parametrize("finish", FINISHES)
+@pytest.mark.parametrize("body", space_of(TINY, epochs=4).bodies)
+def test_every_recipe_of_the_space_can_be_ordered(body: str, finish: str) -> None:
+    recipe = space_of(TINY, epochs=4).suggest(fixed(body, finish), "trial-0")  # type: ignore[arg-type]
+    check(recipe, Form.TORCH)
+
+
+def test_a_short_trial_has_a_share_of_the_epochs_and_at_least_one() -> None:
+    space = Space(("small",), epochs=8)
+    whole = space.suggest(fixed("small", "int8-qat"), "trial-0")  # type: ignore[arg-type]
+    assert [step.settings["epochs"] for step in whole.steps] == [8, 2]
+    assert [step.settings["epochs"] for step in shortened(whole, 0.25).steps] == [2, 1]
+    assert trains(whole)
+    assert not trains(Space(("unchanged",), 8).suggest(fixed("unchanged", "fp16"), "trial-0"))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("search")
+
+
+@pytest.fixture
+def catalog(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
+    monkeypatch.setenv("MIPGATE_HOME", str(homes / "mipgate"))
+    return Catalog(root=homes / "store")
+
+
+def searched(catalog: Catalog, trials: int, floor: float = 0.5) -> Found:
+    return search(
+        TINY_NAME, catalog, this_host(), Lines(), floor=floor, objective="size", trials=trials, epochs=1
+    )
+
+
+def test_the_winner_keeps_the_floor_and_is_published(catalog: Catalog) -> None:
+    found = searched(catalog, trials=3)
+    assert found.tried == 3
+    assert found.winner is not None
+    assert found.published is not None
+    entry = found.published.card.find("search-size")
+    assert entry.steps == found.winner.canonical()
+    ratios = [standing.ratio for standing in found.frontier]
+    assert ratios == sorted(ratios)
+    assert max(ratios) >= 0.5
+
+
+def test_the_same_command_goes_on_and_a_later_winner_is_a_candidate(catalog: Catalog) -> None:
+    found = searched(catalog, trials=4)
+    assert found.tried == 4
+    assert found.published is not None
+    lives = {entry.id.recipe: entry.life for entry in found.published.card.entries}
+    assert lives["fp32"] is Life.RELEASED
+
+
+def test_a_floor_that_nothing_keeps_finds_no_winner(catalog: Catalog) -> None:
+    found = searched(catalog, trials=1, floor=1.4)
+    assert found.winner is None
+    assert found.published is None
+
+
+def test_an_unknown_model_is_an_error_that_says_so(catalog: Catalog) -> None:
+    with pytest.raises(BuildError, match="no spec"):
+        search("nosuch", catalog, this_host(), Lines(), floor=0.9)
