@@ -113,10 +113,10 @@ def _check_order(recipe: Recipe, passes: Sequence[AnyPass], source: Form) -> Non
                 "Register it as a module to train or reshape it."
             )
         if each.takes is Form.TORCH and form is Form.ONNX:
-            before = f"after {_names(passes[:index])}" if index else "at the start"
             raise RecipeError(
-                f"recipe {recipe.name}: {each.name} takes a torch module, but {before} the model is an ONNX "
-                "graph. Put passes on modules before passes on graphs, and start from a module."
+                f"recipe {recipe.name}: {each.name} takes a torch module, but after "
+                f"{_names(passes[:index])} the model is an ONNX graph. Put passes on modules before passes on "
+                "graphs."
             )
         form = each.gives
 
