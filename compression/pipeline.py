@@ -114,9 +114,8 @@ def _check_order(recipe: Recipe, passes: Sequence[AnyPass], source: Form) -> Non
             )
         if each.takes is Form.TORCH and form is Form.ONNX:
             raise RecipeError(
-                f"recipe {recipe.name}: {each.name} takes a torch module, but after "
-                f"{_names(passes[:index])} the model is an ONNX graph. Put passes on modules before passes on "
-                "graphs."
+                f"recipe {recipe.name}: {each.name} takes a torch module, but after {_names(passes[:index])} "
+                "the model is an ONNX graph. Put passes on modules before passes on graphs."
             )
         form = each.gives
 
