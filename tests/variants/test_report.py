@@ -14,6 +14,7 @@ from variants.assessment import Standing, assess
 from variants.card import Card
 from variants.profile import Profile
 from variants.report.page import render, verdict
+from variants.serving_spec import transform
 
 
 def confused(made: Profile, cells: dict[int, dict[int, int]]) -> Profile:
@@ -98,8 +99,10 @@ def test_what_was_not_built_stands_in_the_table_with_its_reason_escaped(
 
 
 def test_classes_that_lost_are_named(judged: tuple[Card, list[Standing]]) -> None:
-    assert "cat -20.0% of 10 rows" in render(*judged, HOST, names=("cat", "dog"))
-    assert "0 -20.0% of 10 rows" in render(*judged, HOST)
+    made, standings = judged
+    assert "0 -20.0% of 10 rows" in render(made, standings, HOST)
+    named = replace(made, spec=replace(made.spec, transforms=(transform("labels", names=("cat", "dog")),)))
+    assert "cat -20.0% of 10 rows" in render(named, standings, HOST)
 
 
 def test_pictures_hold_the_measured_figures(judged: tuple[Card, list[Standing]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 from variants.assessment import Standing
@@ -16,6 +17,7 @@ Figure = dict[str, Any]
 _BLUE, _LIGHT_BLUE, _GREEN = "#3b6fd4", "#8fb0ee", "#2a9d6f"
 _AMBER, _GREY, _RED = "#d98c1f", "#9aa3b2", "#c8423b"
 _FRONTIER_BATCHES = (1, 8)
+_MOST_LAYERS = 40
 
 
 def measured(standings: Sequence[Standing]) -> list[tuple[Standing, Profile, Scorecard]]:
@@ -246,6 +248,47 @@ def curves(standings: Sequence[Standing]) -> Figure | None:
 
 def _upright(at: float, **line: str) -> Figure:
     return {"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": line}
+
+
+def sensitivity(standings: Sequence[Standing]) -> Figure | None:
+    """Signal to noise of each layer's weights or results, whichever is worse; a menu chooses the variant."""
+    series = []
+    for standing, _, card in measured(standings):
+        layers = [layer for layer in (card.sqnr.layers if card.sqnr else []) if isfinite(layer.worst_db)]
+        if layers:
+            worst = sorted(layers, key=lambda layer: layer.worst_db)[:_MOST_LAYERS]
+            series.append((standing.entry.id.recipe, worst))
+    if not series:
+        return None
+    bars = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": recipe,
+            "y": [layer.name for layer in layers],
+            "x": [layer.worst_db for layer in layers],
+            "marker": {"color": _BLUE},
+            "visible": index == 0,
+            "hovertemplate": "%{y}: %{x:.1f} dB<extra></extra>",
+        }
+        for index, (recipe, layers) in enumerate(series)
+    ]
+    buttons = [
+        {
+            "label": recipe,
+            "method": "restyle",
+            "args": [{"visible": [i == index for i in range(len(series))]}],
+        }
+        for index, (recipe, _) in enumerate(series)
+    ]
+    layout = {
+        "height": 180 + 26 * max(len(layers) for _, layers in series),
+        "showlegend": False,
+        "xaxis": {"title": {"text": "decibels: more is closer to the reference"}},
+        "yaxis": {"autorange": "reversed"},
+        "updatemenus": [{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.05, "yanchor": "bottom"}],
+    }
+    return {"data": bars, "layout": layout}
 
 
 def _colour(standing: Standing) -> str:

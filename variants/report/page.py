@@ -39,15 +39,15 @@ class Section:
     figure: charts.Figure
 
 
-def render(card: Card, standings: Sequence[Standing], host: Host, names: Sequence[str] = ()) -> str:
+def render(card: Card, standings: Sequence[Standing], host: Host) -> str:
     """The report as HTML.
 
     Args:
         card: The model's card.
         standings: Its variants as they stand on the host.
         host: Where they were profiled.
-        names: What the classes are called, by number.
     """
+    names = _class_names(card)
     reference = next((s for s in standings if s.entry.id.recipe == card.spec.reference and s.profile), None)
     environment = Environment(
         loader=PackageLoader("variants.report", ""),
@@ -65,6 +65,7 @@ def render(card: Card, standings: Sequence[Standing], host: Host, names: Sequenc
         verdicts=[sentence for s in standings if (sentence := verdict(s, reference, card.spec.metric))],
         tiers=[(tier, tier_choice(standings, tier.min_quality_ratio)) for tier in card.spec.tiers],
         rows=[_row(s, reference) for s in standings],
+        figures_of=[(s.entry.id.recipe, p, score) for s, p, score in charts.measured(standings)],
         missing=[s for s in standings if s.profile is None],
         classes=list(_classes(standings, reference, names)),
         lineages=[_lineage(card, s) for s in standings if s.stored],
@@ -128,6 +129,13 @@ def _sections(
     )
     optional = (
         (
+            "sensitivity",
+            "Which layers suffer",
+            "Noise in each layer's weights or results, whichever is worse, the worst first: candidates to "
+            "stay in a wider number format (`exclude_nodes`), or for `int8-accuracy-control`.",
+            charts.sensitivity(standings),
+        ),
+        (
             "confusion",
             "What is taken for what",
             "Shares of each label's test rows; colours end at 20%, so that mistakes show.",
@@ -149,6 +157,14 @@ def _sections(
     for name, title, text, figure in optional:
         if figure is not None:
             yield Section(name, title, text, figure)
+
+
+def _class_names(card: Card) -> Sequence[str]:
+    """What the classes are called, by number; empty when the model does not say."""
+    for declared in card.spec.transforms:
+        if declared.name == "labels":
+            return tuple(str(name) for name in declared.settings["names"])
+    return ()
 
 
 def _row(standing: Standing, reference: Standing | None) -> dict[str, Any]:
