@@ -152,7 +152,7 @@ def kept(standings: Sequence[Standing], reference: Standing, floors: dict[str, f
     }
     shapes = [_upright(floor, dash="dot") for floor in floors.values()]
     notes = [
-        {"x": floor, "y": 1.02, "yref": "paper", "text": name, "showarrow": False, "textangle": -30}
+        {"x": floor, "y": 1.02, "yref": "paper", "yanchor": "bottom", "text": name, "showarrow": False}
         for name, floor in floors.items()
     ]
     layout = {
@@ -185,7 +185,7 @@ def confusions(standings: Sequence[Standing], names: Sequence[str], split: str =
         "x": titles,
         "y": titles,
         "z": grids[0],
-        "colorscale": "Blues",
+        "colorscale": [[0, "#ffffff"], [0.5, _LIGHT_BLUE], [1, _BLUE]],
         "zmin": 0,
         "zmax": 0.2,
         "hovertemplate": "%{y} called %{x}: %{z:.1%}<extra></extra>",
