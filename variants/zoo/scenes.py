@@ -146,7 +146,7 @@ SPEC = ModelSpec(
     ),
     splits=_splits,
     metric="mean-iou@mask",
-    training=Training(loss="segmentation", epochs=8, learning_rate=1e-2),
+    training=Training(loss="segmentation", epochs=20, learning_rate=1e-2, batch_size=32),
     recipes=(
         Recipe(name="fp32"),
         Recipe(name="fp16", steps=(step("fp16"),)),
