@@ -2,7 +2,7 @@
 
 Composed from scikit-learn's copy of the UCI digits (BSD licence). A small fully convolutional network gives
 two outputs, neither of which is a class: it keeps metrics, parity and reports from hardening around accuracy.
-It trains from scratch in about a minute.
+It trains from scratch in a minute and a half on two idle cores.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ SPEC = ModelSpec(
         Recipe(name="fp16", steps=(step("fp16"),)),
         Recipe(name="int8-dynamic", steps=(step("int8-dynamic"),)),
         Recipe(name="int8-static", steps=(step("int8-static"),)),
-        Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5, epochs=4),)),
-        Recipe(name="distilled", steps=(step("distill", student="narrow", epochs=8),)),
+        Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5, epochs=8),)),
+        Recipe(name="distilled", steps=(step("distill", student="narrow", epochs=20),)),
     ),
 )
