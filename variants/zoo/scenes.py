@@ -80,7 +80,7 @@ def _teacher() -> nn.Module:
 
 
 def _student() -> nn.Module:
-    return ScenesNet(width=4)
+    return ScenesNet(width=6)
 
 
 def _splits() -> Splits:
@@ -153,6 +153,9 @@ SPEC = ModelSpec(
         Recipe(name="int8-dynamic", steps=(step("int8-dynamic"),)),
         Recipe(name="int8-static", steps=(step("int8-static"),)),
         Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5, epochs=8),)),
-        Recipe(name="distilled", steps=(step("distill", student="narrow", epochs=20),)),
+        Recipe(
+            name="distilled",
+            steps=(step("distill", student="narrow", temperature=2.0, alpha=0.5, epochs=30),),
+        ),
     ),
 )
