@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,6 +43,46 @@ class Answer:
     infer_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request that was routed ended.
+
+    Attributes:
+        model: Which model it was for.
+        variant: Which variant was to answer.
+        tier: Name of the tier that was asked for.
+        arm: Name of its arm in a rollout, or `NO_ARM`.
+        request: Its inputs, decoded; its `id` is what the answer says.
+        outputs: Arrays `(rows, ...)` by output name, or None when it failed.
+        error: Why it failed, or None.
+        arrived: When it arrived, on `time.perf_counter`.
+        queue_s: Time it waited; 0 when it failed.
+        infer_s: Time that its batch ran; 0 when it failed.
+        total_s: Time from arrival to the end.
+        degraded_from: As `routing.Decision` has it.
+    """
+
+    model: LoadedModel
+    variant: LoadedVariant
+    tier: str
+    arm: str
+    request: InferRequest
+    outputs: dict[str, Array] | None
+    error: ServiceError | None
+    arrived: float
+    queue_s: float
+    infer_s: float
+    total_s: float
+    degraded_from: str | None
+
+
+class Listener(Protocol):
+    """Is told of every routed request."""
+
+    def served(self, outcome: Outcome) -> None:
+        """Called on the event loop: cheap, and raises nothing."""
+
+
 class Inference:
     """Answers requests with the fleet's variants on one device."""
 
@@ -53,6 +93,7 @@ class Inference:
         self.scheduler = scheduler
         self.transforming = transforming
         self.metrics = metrics
+        self.listeners: list[Listener] = []
         self._prefix = secrets.token_hex(6)
         self._last_id = 0
 
@@ -92,7 +133,25 @@ class Inference:
         except ServiceError as error:
             self.count_error(model, variant, slo.tier.name, error)
             if variant is not None:
-                variant.statistics.failed(perf_counter() - arrived)
+                total_s = perf_counter() - arrived
+                variant.statistics.failed(total_s)
+                for listener in self.listeners:
+                    listener.served(
+                        Outcome(
+                            model,
+                            variant,
+                            slo.tier.name,
+                            NO_ARM,
+                            request,
+                            None,
+                            error,
+                            arrived,
+                            0.0,
+                            0.0,
+                            total_s,
+                            None,
+                        )
+                    )
             raise
         except Exception:
             self._count(model.name, NO_VARIANT, slo.tier.name, "failed")
@@ -102,6 +161,23 @@ class Inference:
             self.metrics.degraded.labels(model.name, degraded_from, variant.name).inc()
         names = (spec.name for spec in model.card.spec.signature.outputs)
         outputs = self.transforming.after(model, request, dict(zip(names, done.outputs, strict=True)))
+        for listener in self.listeners:
+            listener.served(
+                Outcome(
+                    model,
+                    variant,
+                    slo.tier.name,
+                    NO_ARM,
+                    request,
+                    outputs,
+                    None,
+                    arrived,
+                    done.queue_s,
+                    done.infer_s,
+                    perf_counter() - arrived,
+                    degraded_from,
+                )
+            )
         degraded = degraded_from is not None
         return Answer(variant, slo.tier.name, degraded, outputs, transform_s, done.queue_s, done.infer_s)
 
