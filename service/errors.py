@@ -45,6 +45,16 @@ class BadRequestError(ClientError):
     """Malformed, or a wrong name, dtype, shape, tier or parameter."""
 
 
+class UnauthorizedError(ClientError):
+    """No key, or none that is known; the header names the scheme (RFC 6750)."""
+
+    status = 401
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Which scheme to authenticate with."""
+        return [(b"www-authenticate", b'Bearer realm="mipgate"')]
+
+
 class ForbiddenError(ClientError):
     """The caller may not do this."""
 
@@ -91,6 +101,25 @@ class UnmeetableSloError(ClientError):
     """No variant could ever meet what was asked; the message names the nearest that can."""
 
     status = 422
+
+
+class RateLimitError(ClientError):
+    """The caller's key sends more than it was given."""
+
+    status = 429
+    outcome = "rejected"
+    reason = "rate_limit"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NoBuilderError(ServiceError):
+    """Nobody is there to build; the message says how to start a builder."""
+
+    status = 501
+    outcome = "rejected"
 
 
 class UnavailableError(ServiceError):
