@@ -62,10 +62,8 @@ def _unpack(package: str, root: Path, state: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     apt = ["-o", f"Dir::State::lists={state}/lists", "-o", f"Dir::Cache={state}", "-o", "Debug::NoLocking=1"]
     _run(["apt-get", *apt, "-qq", "update"])
-    listed = _run(
-        ["apt-cache", *apt, "depends", "--recurse", "--important", "--no-suggests", "--no-conflicts"]
-        + ["--no-breaks", "--no-replaces", "--no-enhances", "--no-pre-depends", package]
-    )
+    without = ["--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances"]
+    listed = _run(["apt-cache", *apt, "depends", "--recurse", "--important", *without, package])
     wanted = {line for line in listed.splitlines() if line[:1].isalnum()}
     states = _run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n"])
     present = {line.split()[0] for line in states.splitlines() if line.endswith(" installed")}
