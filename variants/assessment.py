@@ -209,6 +209,7 @@ def _describe_variant(
         "invariants": [],
         "runtime": profile.runtime if profile else None,
         "precision": profile.precision if profile else None,
+        "threads": profile.threads if profile else None,
         "profiles": [describe_profile(known) for known in standing.profiles],
         "classes": document.to_json(changed_classes(profile.quality, base)) if profile and base else {},
         "portability": portability(standing.profiles, refusals),
