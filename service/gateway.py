@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -77,7 +76,7 @@ class GatewayService(bentoml.Service[Any]):
         fleet.load_all()
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
         self.core = Inference(fleet, Scheduler(limits), Transforming(limits, metrics), metrics)
-        metrics.started(str(os.getpid()))
+        metrics.started(bentoml.server_context.worker_index or 1, settings.max_queue_requests)
         _quicken()
         return DataPlane(app, self.core, Repository(fleet, settings.workers), settings.max_body_bytes)
 
@@ -100,7 +99,13 @@ def _quicken() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-@bentoml.service(name="mipgate", service_class=GatewayService, workers=config().workers)
+# BentoML's own metrics make a series of every path that anyone asks for; the data plane answers `/metrics`.
+@bentoml.service(
+    name="mipgate",
+    service_class=GatewayService,
+    workers=config().workers,
+    metrics={"enabled": False},
+)
 class Gateway:
     """Mipgate: compressed variants of each model, each request routed by the tier that it asks for."""
 

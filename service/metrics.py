@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.tally import Tallies
 
@@ -21,6 +21,8 @@ NO_ARM = ""  # until a rollout assigns one
 NO_VARIANT = ""
 OUTCOMES = ("ok", "client_error", "rejected", "late", "failed")
 REASONS = ("capacity", "deadline", "breaker", "refused", "rate_limit")
+BUILD_OUTCOMES = ("succeeded", "failed", "cancelled")
+GUARD_BOUNDS = ("estimate", "low", "high", "threshold")
 
 _FROM_HALF_A_MS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05,
@@ -28,6 +30,7 @@ _FROM_HALF_A_MS = (
 )  # fmt: skip
 _FROM_TEN_US = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, *_FROM_HALF_A_MS)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+_BUILDS = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)
 
 
 class Metrics:
@@ -99,17 +102,89 @@ class Metrics:
         self.profile_age = gauge(
             "mipgate_profile_age_seconds", "Age of the profile that routing trusts.", "model", "variant"
         )
+        self.breaker_open = gauge(
+            "mipgate_breaker_open", "Workers that keep requests from a variant because it fails.",
+            "model", "variant", over_workers="livesum",
+        )  # fmt: skip
+        self.shadow_comparisons = counter(
+            "mipgate_shadow_comparisons_total", "Answers compared with those of a variant in the shadow.",
+            "model", "variant", "agree",
+        )  # fmt: skip
+        self.feedback = counter(
+            "mipgate_feedback_total", "Delayed labels, by whether the answer was right.",
+            "model", "variant", "arm", "correct",
+        )  # fmt: skip
+        self.rollout_weight = gauge(
+            "mipgate_rollout_weight", "Share of the traffic, 0 to 1, that a rollout gives to an arm.",
+            "model", "arm",
+        )  # fmt: skip
+        self.rollout_phase = gauge(
+            "mipgate_rollout_phase", "1 for the phase that the newest rollout is in, 0 for the others.",
+            "model", "phase",
+        )  # fmt: skip
+        self.rollout_transitions = counter(
+            "mipgate_rollout_transitions_total", "Phases that rollouts entered.", "model", "phase"
+        )
+        self.rollout_guard = gauge(
+            "mipgate_rollout_guard", "A guard's statistic: its estimate, confidence bounds and threshold.",
+            "model", "statistic", "bound",
+        )  # fmt: skip
+        self.rollout_guard_breached = gauge(
+            "mipgate_rollout_guard_breached", "1 while the evidence of the running rollout breaks a guard.",
+            "model", "statistic",
+        )  # fmt: skip
+        self.rollout_guard_samples = gauge(
+            "mipgate_rollout_guard_samples", "Observations behind a guard's estimate.", "model", "statistic"
+        )
+        self.build_duration = histogram(
+            "mipgate_build_duration_seconds", "Time that a build job took.", _BUILDS, "model"
+        )
+        self.builds = counter("mipgate_builds_total", "Build jobs by how they ended.", "model", "outcome")
+        self.drift_score = gauge(
+            "mipgate_drift_score",
+            "Population stability index of sampled traffic against the calibration split.",
+            "model", "signal",
+        )  # fmt: skip
+        self.drift_rows = gauge(
+            "mipgate_drift_sampled_rows", "Rows in the window that drift is computed on.", "model"
+        )
+        self.state_up = gauge(
+            "mipgate_state_up", "1 while the state database answers, 0 while the last known state is served.",
+            "database", over_workers="livemin",
+        )  # fmt: skip
+        self.queue_limit = gauge(
+            "mipgate_queue_limit_requests", "Requests that may wait for one variant, over all workers.",
+            over_workers="livesum",
+        )  # fmt: skip
         self.worker_start = gauge(
-            "mipgate_worker_start_time_seconds", "When a worker started, in Unix time.",
+            "mipgate_worker_start_time_seconds", "When a worker started, in Unix time; workers are numbered.",
             "worker",
         )  # fmt: skip
 
         self.tallies = Tallies()
 
-    def started(self, worker: str) -> None:
+    def started(self, worker: int, queue_limit: int) -> None:
         """Notes this worker's start, and forgets the gauges of workers that died."""
         forget_dead_workers()
-        self.worker_start.labels(worker).set(time.time())
+        self.worker_start.labels(str(worker)).set(time.time())
+        self.queue_limit.set(queue_limit)
+
+    def expect(self, model: str, tiers: Iterable[str]) -> None:
+        """Starts a model's rare counters at zero: a rate misses the count that makes a series."""
+        for reason in REASONS:
+            self.rejected.labels(model, reason)
+        for tier in tiers:
+            self.deadline_missed.labels(model, tier)
+
+
+def exposition() -> bytes:
+    """The text that Prometheus scrapes, of all workers together."""
+    if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        return generate_latest(REGISTRY)
+    forget_dead_workers()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 def forget_dead_workers() -> None:

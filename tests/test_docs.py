@@ -2,11 +2,8 @@
 
 import re
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.metrics import MetricWrapperBase
-
 from service.config import Config
-from service.metrics import Metrics
+from service.reference import metrics_page, operations_page, settings_table
 from tests.conftest import ROOT
 from variants.cli.main import VERBS
 
@@ -18,17 +15,12 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert row in text, row
 
 
-def test_every_metric_is_documented_with_its_labels() -> None:
-    registry = CollectorRegistry()
-    text = (ROOT / "docs" / "api.md").read_text()
-    documented = dict(re.findall(r"^\| `(mipgate_\w+)` \| ([\w, ]+) \|", text, re.MULTILINE))
-    defined = {}
-    for metric in vars(Metrics(registry)).values():
-        if not isinstance(metric, MetricWrapperBase):
-            continue
-        name = metric._name + ("_total" if metric._type == "counter" else "")
-        defined[name] = ", ".join(metric._labelnames)
-    assert documented == defined
+def test_the_pages_made_from_the_code_are_current() -> None:
+    remedy = "Run `python -m service.reference`."
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page(), remedy
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    assert operations == operations_page(operations), remedy
+    assert settings_table() in operations
 
 
 def test_every_verb_is_documented() -> None:

@@ -16,7 +16,6 @@ from service.errors import ServiceError
 from service.metrics import OUTCOMES, REASONS, Metrics
 from tests.conftest import ROOT
 
-# api.md, as far as it is built; what comes later is added here when it exists.
 CONTRACT = """
     mipgate_requests_total{model,variant,tier,arm,outcome}
     mipgate_request_duration_seconds{model,variant,tier,arm}
@@ -28,6 +27,10 @@ CONTRACT = """
     mipgate_variant_quality_ratio{model,variant}   mipgate_variant_size_bytes{model,variant}
     mipgate_variant_latency_seconds{model,variant,quantile}   mipgate_variant_state{model,variant,state}
     mipgate_profile_age_seconds{model,variant}
+    mipgate_shadow_comparisons_total{model,variant,agree}   mipgate_feedback_total{model,variant,arm,correct}
+    mipgate_rollout_weight{model,arm}   mipgate_rollout_phase{model,phase}
+    mipgate_rollout_transitions_total{model,phase}
+    mipgate_build_duration_seconds{model}   mipgate_builds_total{model,outcome}
     mipgate_worker_start_time_seconds{worker}
 """
 NAMES = {name: tuple(labels.split(",")) for name, labels in re.findall(r"(mipgate_\w+)\{(.*?)\}", CONTRACT)}
@@ -90,25 +93,43 @@ def _in_multiprocess(folder: Path, code: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
 
 
-WORKER = "import os; from service.metrics import Metrics; m = Metrics(); m.started(str(os.getpid())); "
+def _worker(number: int) -> str:
+    return f"import os; from service.metrics import Metrics; m = Metrics(); m.started({number}, 1024); "
+
+
+SCRAPE = "from service.metrics import exposition; print(exposition().decode())"
 
 
 def test_the_gauges_of_a_dead_worker_are_forgotten_and_its_counts_are_kept(tmp_path: Path) -> None:
     count = 'm.queue_depth.labels("m", "v").set(7); m.rejected.labels("m", "capacity").inc(3); '
-    _in_multiprocess(tmp_path, WORKER + count + "os._exit(0)")  # dies without a word
-    assert list(tmp_path.glob("gauge_livesum_*.db"))
-    scrape = (
-        "from prometheus_client import CollectorRegistry, generate_latest; "
-        "from prometheus_client.multiprocess import MultiProcessCollector; "
-        "r = CollectorRegistry(); MultiProcessCollector(r); print(generate_latest(r).decode())"
+    before = _in_multiprocess(
+        tmp_path, _worker(1) + count + SCRAPE + "; import sys; sys.stdout.flush(); os._exit(0)"
     )
-    before = _in_multiprocess(tmp_path, scrape).stdout
-    assert 'mipgate_queue_depth{model="m",variant="v"} 7.0' in before
+    assert 'mipgate_queue_depth{model="m",variant="v"} 7.0' in before.stdout
+    assert list(tmp_path.glob("gauge_livesum_*.db"))  # it died without a word
     again = 'm.queue_depth.labels("m", "v").set(1); m.rejected.labels("m", "capacity").inc(1); '
-    after = _in_multiprocess(tmp_path, WORKER + again + scrape).stdout
+    after = _in_multiprocess(tmp_path, _worker(2) + again + SCRAPE).stdout
     assert 'mipgate_queue_depth{model="m",variant="v"} 1.0' in after
     assert 'mipgate_rejected_total{model="m",reason="capacity"} 4.0' in after
-    assert after.count("mipgate_worker_start_time_seconds{") == 1
+    assert 'mipgate_worker_start_time_seconds{worker="2"}' in after
+    assert 'mipgate_worker_start_time_seconds{worker="1"}' not in after
+    assert "mipgate_queue_limit_requests 1024.0" in after
+
+
+def test_a_scrape_forgets_a_dead_worker_that_nobody_replaced(tmp_path: Path) -> None:
+    count = 'm.queue_depth.labels("m", "v").set(7); m.rejected.labels("m", "capacity").inc(3); '
+    _in_multiprocess(tmp_path, _worker(1) + count + "os._exit(0)")
+    after = _in_multiprocess(tmp_path, SCRAPE).stdout
+    assert "mipgate_queue_depth{" not in after
+    assert 'mipgate_rejected_total{model="m",reason="capacity"} 3.0' in after
+
+
+def test_rare_counters_of_a_model_start_at_zero(metrics: Metrics, registry: CollectorRegistry) -> None:
+    metrics.expect("digits", ["fast", "accurate"])
+    scraped = generate_latest(registry).decode()
+    for reason in REASONS:
+        assert f'mipgate_rejected_total{{model="digits",reason="{reason}"}} 0.0' in scraped
+    assert 'mipgate_deadline_missed_total{model="digits",tier="fast"} 0.0' in scraped
 
 
 def test_the_gauges_of_a_living_worker_stay(tmp_path: Path) -> None:
