@@ -9,8 +9,9 @@ import os
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -42,6 +43,32 @@ class Config(BaseSettings):
     inline_ms: float = Field(
         1.0, ge=0, description="Batches predicted to take less run on the event loop, others in the executor."
     )
+    state: str = Field(
+        "", description="URL of the database that workers share; empty for a SQLite file in the Mipgate home."
+    )
+    feedback_age_s: float = Field(
+        24 * 3600.0, gt=0, description="Seconds that a label may come after its answer; ids are kept as long."
+    )
+    history_age_s: float = Field(
+        90 * 24 * 3600.0, gt=0, description="Seconds that rollouts and jobs are kept after they ended."
+    )
+    admin_key: SecretStr | None = Field(
+        None, description="A key of the role admin, or the file that holds it; others are made with it."
+    )
+    require_keys: Literal["auto", "always", "never"] = Field(
+        "auto", description="Whether inference needs a key; auto: as soon as there is any."
+    )
+    container: Literal["auto", "yes", "no"] = Field(
+        "auto", description="Whether this is a container, where operations need a key even from loopback."
+    )
+    session_s: float = Field(12 * 3600.0, gt=0, description="Seconds that the console stays signed in.")
+    jwt_issuer: str = Field("", description="OpenID provider whose tokens are taken; empty for none.")
+    jwt_audience: str = Field("", description="What its tokens must be meant for.")
+    jwt_jwks: str = Field("", description="Its public keys (JWKS): a file, or an https address.")
+    jwt_role_claim: str = Field("role", description="The claim with the role; `a.b` is b inside a.")
+    jwt_roles: dict[str, Literal["infer", "operate", "admin"]] = Field(
+        {}, description="What the claim's values mean here, if they are not the names of our roles."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -54,6 +81,9 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file())
+
+
+_SECRETS = {"admin_key"}
 
 
 def _file() -> Path:
@@ -74,8 +104,7 @@ def config() -> Config:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"MIPGATE_{name.upper()} = {first['input']!r}: {first['msg']}. Change it."
-        ) from error
+        given = "(hidden)" if first["loc"][0] in _SECRETS else repr(first["input"])
+        raise ConfigError(f"MIPGATE_{name.upper()} = {given}: {first['msg']}. Change it.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{_file()} is not TOML: {error}. Mend that line.") from error

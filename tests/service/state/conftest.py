@@ -1,0 +1,85 @@
+"""The two databases: a SQLite file, and a database of a real PostgreSQL server."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from service.state.database import Database
+from tests.debian import program
+
+_FAST = "-c fsync=off -c listen_addresses= -c shared_buffers=16MB"
+
+
+class Postgres:
+    """A server of its own in a temporary folder, on a socket there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        # PostgreSQL refuses to run as root.
+        self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user)
+        self._run("initdb", "--username=mipgate", "--auth=trust", "--no-sync", f"--pgdata={self.data}")
+
+    def start(self) -> None:
+        log = self.folder / "log"
+        options = f"{_FAST} -k {self.folder}"
+        self._run("pg_ctl", "start", "-w", f"--pgdata={self.data}", f"--log={log}", "-o", options)
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._run("pg_ctl", "stop", "-w", f"--pgdata={self.data}", f"--mode={mode}")
+
+    def url(self, name: str) -> str:
+        return f"postgresql://mipgate@/{name}?host={self.folder}"
+
+    def create(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"test_{secrets.token_hex(4)}"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def _run(self, name: str, *arguments: str) -> None:
+        started = program("postgresql", f"usr/lib/postgresql/*/bin/{name}")
+        ended = subprocess.run(
+            [started, *arguments], user=self._user, cwd=self.folder, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if name == "initdb" else subprocess.DEVNULL, stderr=subprocess.STDOUT,
+            timeout=60,
+        )  # fmt: skip
+        assert ended.returncode == 0, (name, ended.stdout, (self.folder / "log").exists())
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: a socket's path has at most 107 characters
+    server = Postgres(folder)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables, on each server in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create()
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    """A database with its tables."""
+    opened = Database(url)
+    opened.migrate()
+    yield opened
+    opened.close()

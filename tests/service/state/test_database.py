@@ -1,0 +1,79 @@
+"""Both databases: their tables, and who comes first."""
+
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, make_url, text
+
+from service.state.database import Database, StateUrlError
+from service.state.tables import metadata
+from tests.conftest import ROOT
+
+SCRIPTS = Config()
+SCRIPTS.set_main_option("script_location", "service.state:migrations")
+REVISIONS = [script.revision for script in ScriptDirectory.from_config(SCRIPTS).walk_revisions()][::-1]
+
+
+def test_revisions_lead_to_the_tables_that_the_code_knows(database: Database) -> None:
+    with database.reading() as connection:
+        assert not compare_metadata(MigrationContext.configure(connection), metadata)
+
+
+@pytest.mark.parametrize("older", REVISIONS[:-1])
+def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(url: str, older: str) -> None:
+    drivername = "postgresql+psycopg" if url.startswith("postgresql") else "sqlite"
+    engine = create_engine(make_url(url).set(drivername=drivername))
+    with engine.begin() as connection:
+        SCRIPTS.attributes["connection"] = connection
+        command.upgrade(SCRIPTS, older)
+        connection.execute(text("INSERT INTO leases VALUES ('conductor', 'w1', 7, 0)"))
+    engine.dispose()
+    database = Database(url)
+    database.migrate()
+    with database.reading() as connection:
+        assert connection.execute(text("SELECT * FROM leases")).all() == [("conductor", "w1", 7, 0.0)]
+        assert not compare_metadata(MigrationContext.configure(connection), metadata)
+    database.close()
+
+
+def test_workers_that_start_at_once_do_not_collide(url: str) -> None:
+    code = "import sys; from service.state.database import Database; Database(sys.argv[1]).migrate()"
+    starting = [
+        subprocess.Popen([sys.executable, "-c", code, url], cwd=ROOT, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in starting] == [(b"", 0)] * 4
+
+
+def test_a_transaction_that_raises_leaves_nothing(database: Database) -> None:
+    with suppress(ZeroDivisionError), database.writing() as connection:
+        connection.execute(text("INSERT INTO leases VALUES ('a', 'w1', 1, 0)"))
+        _ = 1 / 0
+    with database.reading() as connection:
+        assert not connection.scalar(text("SELECT count(*) FROM leases"))
+
+
+def test_the_default_is_a_file_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MIPGATE_HOME", str(tmp_path / "home"))
+    database = Database()
+    database.migrate()
+    database.close()
+    assert (tmp_path / "home" / "state.db").is_file()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://host/name", "sqlite://", "sqlite:///:memory:"])
+def test_a_url_that_cannot_be_used_says_what_can(url: str) -> None:
+    with pytest.raises(StateUrlError, match=r"MIPGATE_STATE .* Use sqlite:////path"):
+        Database(url)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert "geheim" not in str(Database("postgresql://me:geheim@nowhere/name"))
