@@ -1,0 +1,253 @@
+"""The one question of every request: who sends it, and may they?"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from service.access.keys import ApiKey, KeyRing, bootstrap_key
+from service.access.limits import Bucket
+from service.access.peer import (
+    Headers,
+    in_container,
+    one_header,
+    require_local_host,
+    require_loopback,
+    require_same_origin,
+)
+from service.access.principal import ANYONE, LOOPBACK, Principal, Role
+from service.access.tokens import Provider, Tokens
+from service.config import Config, ConfigError
+from service.errors import ForbiddenError, RateLimitError, UnauthorizedError
+
+log = logging.getLogger("mipgate.access")
+
+_SHORTEST_SECRET = 16
+_COMPLAIN_EVERY_S = 10.0
+
+Peer = tuple[str, int] | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the configuration says about access.
+
+    Attributes:
+        bootstrap: The configured key, or None.
+        inference: Whether inference needs a key; `auto` as soon as there is any.
+        is_container: Whether loopback proves nothing here.
+        provider: Whose tokens are taken, or None.
+    """
+
+    bootstrap: ApiKey | None
+    inference: Literal["auto", "always", "never"]
+    is_container: bool
+    provider: Provider | None
+
+
+class Access:
+    """Tells who sends a request and whether they may. Cheap: it is asked for every inference.
+
+    Args:
+        rules: What the configuration says.
+        limits: Folder of the buckets that this host's workers share.
+        clock: Unix time.
+    """
+
+    def __init__(self, rules: Rules, limits: Path, clock: Callable[[], float] = time.time) -> None:
+        self._rules = rules
+        self._limits = limits
+        self._clock = clock
+        self._tokens = Tokens(rules.provider) if rules.provider else None
+        self._buckets: dict[str, Bucket] = {}
+        self._principals: dict[str, Principal] = {}
+        self._complained = float("-inf")
+        self._refused = 0
+        self.follow(())
+
+    def follow(self, keys: Iterable[ApiKey]) -> None:
+        """Takes these keys, and none that was there before, as the valid ones."""
+        known = list(keys)
+        self._ring = KeyRing(known, self._rules.bootstrap, self._clock())
+        self._has_keys = self._ring.opens or self._tokens is not None
+        self._is_open = self._rules.inference == "never" or (
+            self._rules.inference == "auto" and not self._has_keys
+        )
+        rates = {key.id: key.rate_per_s for key in known if key.rate_per_s is not None}
+        for gone in [k for k, bucket in self._buckets.items() if rates.get(k) != bucket.rate_per_s]:
+            self._buckets.pop(gone).close()
+        for key_id in rates.keys() - self._buckets.keys():
+            self._buckets[key_id] = Bucket(self._limits / key_id, rates[key_id])
+
+    def refresh(self) -> None:
+        """Reads the provider's public keys when it is time. Blocks."""
+        if self._tokens is not None:
+            self._tokens.refresh(time.monotonic())
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether inference is closed to callers without a key."""
+        return not self._is_open
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether any key or provider is set, so that nothing but inference may be open without one."""
+        return self._has_keys
+
+    def check(self, headers: Headers, peer: Peer, role: Role) -> Principal:
+        """Lets a request pass, or not.
+
+        Args:
+            headers: Names in lower case and values, as ASGI gives them.
+            peer: Address and port of the other end, None where there is none.
+            role: What it takes to do what is asked for.
+
+        Raises:
+            BadRequestError: A header that decides is there twice.
+            UnauthorizedError: No key where one is needed, or one that is not known.
+            ForbiddenError: The caller is known, and may not do this; or only this machine may.
+            RateLimitError: The key was used too often.
+        """
+        if role is Role.INFER and self._is_open:
+            return ANYONE
+        sent = one_header(headers, b"authorization")
+        if sent is not None:
+            return self._admit(_bearer(sent), role)
+        if self._has_keys or role is Role.INFER:
+            raise UnauthorizedError("this needs a key. Send it as `Authorization: Bearer KEY`.")
+        self._require_this_machine(headers, peer)
+        return LOOPBACK
+
+    def check_session(self, headers: Headers, cookie: str, role: Role, is_change: bool) -> Principal:
+        """Lets a request of the console's page pass, which has its session in a cookie.
+
+        Args:
+            headers: As for `check`.
+            cookie: The session.
+            role: What it takes to do what is asked for.
+            is_change: Whether the request may change something.
+
+        Raises:
+            ServiceError: As for `check`; and a page of another site may change nothing.
+        """
+        require_same_origin(headers)
+        if is_change and one_header(headers, b"x-mipgate-console") is None:
+            raise ForbiddenError(
+                "a change by a signed-in page needs the header X-Mipgate-Console. Send it, with any value."
+            )
+        return self._admit(cookie.encode("latin-1", "replace"), role)
+
+    def known(self, shown: str) -> ApiKey | None:
+        """The key that was sent, if there is one."""
+        return self._ring.find(shown.encode("latin-1", "replace"), self._clock())
+
+    def _admit(self, sent: bytes, role: Role) -> Principal:
+        now = self._clock()
+        key = self._ring.find(sent, now)
+        if key is not None:
+            principal = self._principal(key)
+        elif self._tokens is not None and sent.count(b".") == 2:
+            principal, _ = self._tokens.verify(sent, now)
+        else:
+            self._complain()
+            raise UnauthorizedError("this key is not known, or was revoked. Make one: `mipgate keys create`.")
+        if not principal.role.covers(role):
+            raise ForbiddenError(
+                f"this needs the role {role.value}; the key has {principal.role.value}. Use another key."
+            )
+        if key is not None and (bucket := self._buckets.get(key.id)) is not None:
+            wait_s = bucket.take(time.monotonic())
+            if wait_s:
+                raise RateLimitError(
+                    f"the key may send {bucket.rate_per_s:g} requests a second. Send fewer.", wait_s
+                )
+        return principal
+
+    def _principal(self, key: ApiKey) -> Principal:
+        principal = self._principals.get(key.id)
+        if principal is None:
+            kind = "key" if key.parent is None else "session"
+            principal = self._principals[key.id] = Principal(
+                f"{kind} {key.name} ({key.id})", key.role, key.id
+            )
+        return principal
+
+    def _require_this_machine(self, headers: Headers, peer: Peer) -> None:
+        """Without keys, operations are open to programs of this machine and to its own pages."""
+        if self._rules.is_container:
+            raise ForbiddenError(
+                "in a container this needs a key. Set MIPGATE_ADMIN_KEY, or run "
+                "`mipgate keys create NAME --role admin` in it."
+            )
+        require_loopback(headers, peer)
+        require_local_host(headers)
+        require_same_origin(headers)
+
+    def _complain(self) -> None:
+        """Tells of wrong keys, not of each one: whoever guesses fills no disk."""
+        self._refused += 1
+        if time.monotonic() - self._complained > _COMPLAIN_EVERY_S:
+            log.warning("%d requests came with a key that is not known", self._refused)
+            self._complained, self._refused = time.monotonic(), 0
+
+
+def read_rules(settings: Config, now: float) -> Rules:
+    """What the configuration says about access.
+
+    Args:
+        settings: The configuration.
+        now: Unix time.
+
+    Raises:
+        ConfigError: The settings contradict each other.
+    """
+    bootstrap = None
+    if settings.admin_key is not None:
+        secret = _secret(settings.admin_key.get_secret_value())
+        if len(secret) < _SHORTEST_SECRET:
+            raise ConfigError(
+                f"MIPGATE_ADMIN_KEY has fewer than {_SHORTEST_SECRET} characters. Make one with "
+                "`openssl rand -hex 32`."
+            )
+        bootstrap = bootstrap_key(secret, now)
+    is_container = in_container() if settings.container == "auto" else settings.container == "yes"
+    return Rules(bootstrap, settings.require_keys, is_container, _provider(settings))
+
+
+def _secret(value: str) -> str:
+    """The key itself: the content of the file of this name, if there is one."""
+    try:
+        path = Path(value)
+        return path.read_text().strip() if path.is_file() else value.strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("the file that MIPGATE_ADMIN_KEY names cannot be read. Change it.") from error
+
+
+def _provider(settings: Config) -> Provider | None:
+    needed = {
+        "MIPGATE_JWT_ISSUER": settings.jwt_issuer,
+        "MIPGATE_JWT_AUDIENCE": settings.jwt_audience,
+        "MIPGATE_JWT_JWKS": settings.jwt_jwks,
+    }
+    missing = [name for name, value in needed.items() if not value]
+    if len(missing) == len(needed):
+        return None
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set, and the others of MIPGATE_JWT_* are. Set all or none.")
+    if settings.jwt_jwks.startswith("http://"):
+        raise ConfigError("MIPGATE_JWT_JWKS is fetched without TLS. Give an https address, or a file.")
+    roles = {value: Role(role) for value, role in settings.jwt_roles.items()}
+    return Provider(
+        settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks, settings.jwt_role_claim, roles
+    )
+
+
+def _bearer(sent: str) -> bytes:
+    scheme, _, credential = sent.partition(" ")
+    if scheme.lower() != "bearer" or not credential.strip():
+        raise UnauthorizedError("the Authorization header is not read. Send `Authorization: Bearer KEY`.")
+    return credential.strip().encode("latin-1")
