@@ -1,0 +1,243 @@
+"""OpenTelemetry spans of inference requests: route, queue, batch, infer below one span per request.
+
+The spans are made after the fact, from the times that an outcome has anyway; switched off, nothing of this is
+in the path of a request. Configured by OpenTelemetry's own environment variables alone:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from service.config import ConfigError
+from service.errors import DeadlineError, InferenceError, ServiceError
+from service.inference import Outcome
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_SPOKEN = "http/protobuf"
+_PARENT_HEADERS = (b"traceparent", b"tracestate")
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    """A request whose spans will be sent; `epoch_ns` turns `time.perf_counter` into Unix time."""
+
+    span: Span
+    epoch_ns: int
+
+    def unix_ns(self, moment: float) -> int:
+        return self.epoch_ns + int(moment * 1e9)
+
+
+_traced: ContextVar[_Traced | None] = ContextVar("mipgate_traced", default=None)
+
+
+class Tracing:
+    """Sends spans of sampled requests; listens to how each request ended.
+
+    Args:
+        provider: Samples, and sends what ended.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("mipgate")
+        self._ended: list[tuple[_Traced, Outcome]] = []
+
+    def begin(self, scope: Scope) -> Span:
+        """The span of a request, below the caller's when its headers name one."""
+        carrier = _parent_headers(scope["headers"])
+        parent = _PROPAGATOR.extract(carrier) if carrier else otel_context.Context()
+        attributes = {"http.request.method": scope["method"], "url.scheme": scope.get("scheme", "http")}
+        return self._tracer.start_span(
+            "POST /v2/models/{model}/infer", parent, SpanKind.SERVER, attributes=attributes
+        )
+
+    def served(self, outcome: Outcome) -> None:
+        """Notes a request that ended; its spans are made when all of its batch have."""
+        traced = _traced.get()
+        if traced is None:
+            return
+        if not self._ended:
+            # The others of the batch were woken before this one ran: they are told first.
+            asyncio.get_running_loop().call_soon(self._make_spans)
+        self._ended.append((traced, outcome))
+        traced.span.set_attributes({**_attributes(outcome), "mipgate.request_id": outcome.request_id})
+
+    def close(self) -> None:
+        """Sends what waits; takes as long as the exporter gives itself."""
+        self._provider.shutdown()
+
+    def _make_spans(self) -> None:
+        ended, self._ended = self._ended, []
+        ended.sort(key=lambda item: (item[1].started, item[1].variant.key))
+        for (started, _), group in groupby(ended, lambda item: (item[1].started, item[1].variant.key)):
+            batch = list(group)
+            for traced, outcome in batch:
+                if started:
+                    others = [Link(t.span.get_span_context()) for t, _ in batch if t is not traced]
+                    self._answered(traced, outcome, others)
+                elif outcome.error is not None:
+                    self._failed(traced, outcome, outcome.error)
+
+    def _answered(self, traced: _Traced, outcome: Outcome, others: list[Link]) -> None:
+        began, ended = outcome.started, outcome.arrived + outcome.total_s
+        queued = max(outcome.arrived, began - outcome.queue_s)
+        self._add(traced, "route", outcome, outcome.arrived, queued)
+        self._add(traced, "queue", outcome, queued, began)
+        batch = self._add(traced, "batch", outcome, began, ended, others, {"rows": outcome.batch_rows})
+        self._add(_Traced(batch, traced.epoch_ns), "infer", outcome, began, began + outcome.infer_s)
+
+    def _failed(self, traced: _Traced, outcome: Outcome, error: ServiceError) -> None:
+        """One span, of the step that it ended in: more is not known of a failure."""
+        match error:
+            case DeadlineError():
+                name = "queue"
+            case InferenceError():
+                name = "infer"
+            case _:
+                name = "route"
+        self._add(traced, name, outcome, outcome.arrived, outcome.arrived + outcome.total_s)
+
+    def _add(
+        self,
+        above: _Traced,
+        name: str,
+        outcome: Outcome,
+        start: float,
+        end: float,
+        links: list[Link] | None = None,
+        more: Mapping[str, int] | None = None,
+    ) -> Span:
+        attributes = {**_attributes(outcome), **(more or {})}
+        span = self._tracer.start_span(
+            name,
+            set_span_in_context(above.span, otel_context.Context()),
+            attributes=attributes,
+            links=links,
+            start_time=above.unix_ns(start),
+        )
+        if outcome.error is not None:
+            span.set_status(StatusCode.ERROR)
+        span.end(above.unix_ns(end))
+        return span
+
+
+class TracedApp:
+    """An ASGI app with a span around each inference request; the answer names the span in `traceparent`."""
+
+    def __init__(self, app: App, tracing: Tracing) -> None:
+        self._app = app
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one connection event of ASGI."""
+        if scope["type"] != "http" or not _is_inference(scope):
+            await self._app(scope, receive, send)
+            return
+        span = self._tracing.begin(scope)
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier, set_span_in_context(span, otel_context.Context()))
+        header = (b"traceparent", carrier["traceparent"].encode())
+
+        async def send_traced(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], header]
+                _tell_status(span, message["status"])
+            await send(message)
+
+        if span.is_recording():
+            _traced.set(_Traced(span, time.time_ns() - int(time.perf_counter() * 1e9)))
+        token = otel_context.attach(set_span_in_context(span))  # log lines find it there
+        try:
+            await self._app(scope, receive, send_traced)
+        finally:
+            otel_context.detach(token)
+            _traced.set(None)
+            span.end()
+
+
+def tracing_from_environment(worker: str) -> Tracing | None:
+    """Tracing as the environment has it, or None when it is off: without an endpoint there is none.
+
+    Args:
+        worker: Tells this worker's spans from the others'.
+
+    Raises:
+        ConfigError: The environment asks for an exporter or a protocol that is not here.
+    """
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if exporter == "none" or not any(os.environ.get(name) for name in _ENDPOINTS):
+        return None
+    protocol = next((os.environ[name] for name in _PROTOCOLS if os.environ.get(name)), _SPOKEN)
+    if exporter != "otlp" or protocol != _SPOKEN:
+        raise ConfigError(
+            f"traces cannot be sent by {exporter} over {protocol}. Set OTEL_TRACES_EXPORTER=otlp and "
+            f"OTEL_EXPORTER_OTLP_PROTOCOL={_SPOKEN}; collectors take it on port 4318."
+        )
+    provider = TracerProvider(resource=_resource(worker))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracing(provider)
+
+
+def _resource(worker: str) -> Resource:
+    """What the environment says of this service; where it says nothing, its own name."""
+    named = Resource.create()
+    if str(named.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        named = named.merge(Resource({SERVICE_NAME: "mipgate"}))
+    return named.merge(Resource({SERVICE_INSTANCE_ID: worker}))
+
+
+def _is_inference(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.endswith("/infer") and path.startswith("/v2/") and scope["method"] == "POST"
+
+
+def _parent_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in headers:
+        if name in _PARENT_HEADERS:
+            key, text = name.decode(), value.decode("latin-1")
+            found[key] = f"{found[key]},{text}" if key in found else text
+    return found
+
+
+def _tell_status(span: Span, status: int) -> None:
+    span.set_attribute("http.response.status_code", status)
+    if status >= 500:
+        span.set_status(StatusCode.ERROR)
+
+
+def _attributes(outcome: Outcome) -> dict[str, str]:
+    said = {
+        "model": outcome.model.name,
+        "variant": outcome.variant.name,
+        "tier": outcome.tier,
+        "arm": outcome.arm,
+    }
+    return said if outcome.error is None else said | {"error.type": type(outcome.error).__name__}
