@@ -13,6 +13,8 @@ from variants.scorecard import Scorecard
 from variants.serving_spec import ServingSpec
 from variants.variant import Lineage
 
+CALIBRATION_FILE = "calibration.npz"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -71,7 +73,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the parent needs to know of a model; `samples.npz` and `validation.npz` lie beside it."""
+    """What the parent needs to know of a model; `samples.npz`, `validation.npz` and `calibration.npz` lie beside it."""
 
     spec: ServingSpec
     plans: list[Planned]

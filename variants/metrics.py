@@ -123,7 +123,7 @@ def predicted_classes(output: Array, labels_shape: tuple[int, ...] | None = None
     """
     if _is_classes(output):
         return output.astype(np.int64).reshape(labels_shape or output.shape)
-    classes: Integers = output.argmax(axis=_class_axis(output, labels_shape))
+    classes: Integers = output.argmax(axis=class_axis(output, labels_shape))
     return classes
 
 
@@ -131,7 +131,12 @@ def _is_classes(output: Array) -> bool:
     return output.dtype.kind in "iub"
 
 
-def _class_axis(output: Array, labels_shape: tuple[int, ...] | None) -> int:
+def class_axis(output: Array, labels_shape: tuple[int, ...] | None = None) -> int:
+    """The axis of an output that holds the scores of classes, as `predicted_classes` takes it.
+
+    Raises:
+        MetricError: No axis can.
+    """
     axes = (1, output.ndim - 1) if output.ndim >= 4 else (output.ndim - 1, 1)
     for axis in axes:
         if 0 < axis < output.ndim and output.shape[axis] > 1:
@@ -178,7 +183,7 @@ def _correct(outputs: Outputs, labels: Array) -> Floats:
 
 def _among_top(outputs: Outputs, labels: Array) -> Floats:
     scores = first_output(outputs)
-    axis = _class_axis(scores, labels.shape)
+    axis = class_axis(scores, labels.shape)
     if scores.shape[axis] <= _TOP:
         raise MetricError(f"top5-accuracy of {scores.shape[axis]} classes is always 1. Use accuracy.")
     top = np.argpartition(-scores.astype(np.float64), _TOP - 1, axis=axis).take(range(_TOP), axis=axis)
@@ -196,7 +201,7 @@ def _class_counts(outputs: Outputs, labels: Array) -> tuple[Floats, Floats, Floa
     if _is_classes(output):
         classes = int(max(answers.max(), truth.max())) + 1
     else:
-        classes = output.shape[_class_axis(output, labels.shape)]
+        classes = output.shape[class_axis(output, labels.shape)]
     known = (truth >= 0) & (truth < classes)
     return (
         _count(truth, classes, known),

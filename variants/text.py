@@ -85,6 +85,13 @@ class Tokenize(Before):
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(settings.max_tokens)
 
+    @property
+    def unknown_tokens(self) -> dict[str, int]:
+        """The token of words that the tokenizer does not know, by input."""
+        token = getattr(self._tokenizer.model, "unk_token", None)
+        number = None if token is None else self._tokenizer.token_to_id(token)
+        return {} if number is None else {_TENSORS[0]: number}
+
     def is_light(self, values: Array) -> bool:
         """A tokenizer reads about two megabytes a second."""
         return sum(map(len, values)) <= _LIGHT_BYTES

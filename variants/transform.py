@@ -50,6 +50,11 @@ class Before(ABC):
             DeclarationError: The settings do not fit the signature, or a file is missing or wrong.
         """
 
+    @property
+    def unknown_tokens(self) -> dict[str, int]:
+        """The token that stands for what is not known, by input; none where there are no tokens."""
+        return {}
+
     @abstractmethod
     def is_light(self, values: Array) -> bool:
         """Whether `run` takes about a millisecond at most.

@@ -44,6 +44,11 @@ class Transforms:
         return "" if self.before is None else self.before.example
 
     @property
+    def unknown_tokens(self) -> dict[str, int]:
+        """The token that stands for what is not known, by input; none where there are no tokens."""
+        return {} if self.before is None else self.before.unknown_tokens
+
+    @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Outputs beside the model's own."""
         return () if self.after is None else self.after.outputs
