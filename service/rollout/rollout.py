@@ -47,6 +47,11 @@ class Phase(StrEnum):
         """Whether nothing follows."""
         return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.INCONCLUSIVE)
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether requests are given to arms and copied."""
+        return self in (Phase.PROGRESSING, Phase.WAITING, Phase.PROMOTING)
+
 
 class Outcome(StrEnum):
     """What was decided about a candidate."""
@@ -62,13 +67,15 @@ class Arm:
     Attributes:
         name: `primary`, `candidate`, `candidate-2`, ...
         variant: `recipe@build` that answers.
-        weight: Its share of the requests, in percent.
+        weight: Its share of the requests now, in percent.
+        planned: Its share once all arms are loaded, in percent.
         outcome: What was decided about it, or None.
     """
 
     name: str
     variant: str
     weight: float
+    planned: float = 0.0
     outcome: Outcome | None = None
 
 
@@ -160,8 +167,12 @@ class Rollout:
         return tuple(ends)
 
     def covers(self, tier: str) -> bool:
-        """Whether requests of this tier take part."""
-        return self.tier is None or self.tier == tier
+        """Whether requests of this tier take part now."""
+        return self.phase.is_serving and (self.tier is None or self.tier == tier)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        return next(arm for arm in self.arms if arm.name == name)
 
     def with_weights(self, weights: Mapping[str, float]) -> Rollout:
         """The same with other weights of candidates, in percent; the primary gets the rest."""
@@ -179,6 +190,7 @@ class Rollout:
                     "name": arm.name,
                     "variant": arm.variant,
                     "weight": arm.weight,
+                    "planned": arm.planned,
                     "outcome": arm.outcome and arm.outcome.value,
                 }
                 for arm in self.arms
@@ -196,7 +208,7 @@ class Rollout:
             **{name: document[name] for name in _PLAIN},
             kind=Kind(document["kind"]),
             arms=tuple(
-                Arm(arm["name"], arm["variant"], arm["weight"], arm["outcome"] and Outcome(arm["outcome"]))
+                Arm(**arm | {"outcome": arm["outcome"] and Outcome(arm["outcome"])})
                 for arm in document["arms"]
             ),
             guards=tuple(parse_guard(text) for text in document["guards"]),
