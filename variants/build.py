@@ -16,9 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compression.recipe import Recipe
-from variants.build_job import Job, Outcome, Planned, Prepared, Result
+from variants import document
+from variants.build_job import CALIBRATION_FILE, Job, Outcome, Planned, Prepared, Result
 from variants.card import Card, Entry, Failure
 from variants.catalog import (
+    DISTRIBUTIONS_FILE,
     GOLDEN_FILE,
     SAMPLES_FILE,
     VALIDATION_FILE,
@@ -27,12 +29,17 @@ from variants.catalog import (
     card_files,
     model_file,
 )
+from variants.distributions import Distributions, distributions, of_answers, of_inputs
 from variants.home import subfolder
 from variants.host import Host
 from variants.profiler import Bench, Measurements, profile_variants
+from variants.profiling import predict
 from variants.progress import Reporter, for_task
+from variants.runtime import open_session, reference_runtime
+from variants.samples import read_split
 from variants.scorecard import Scorecard
 from variants.store import CatalogError, DamagedArtifactError, sha256
+from variants.transforms import open_transforms
 from variants.variant import Life, Status, Variant, VariantId
 from variants.worker import WorkerError, run
 
@@ -218,6 +225,7 @@ def _publish_card(
         card = _with_entries(before or Card(prepared.spec), prepared, builds)
         measured = _profile_missing(card, builds, host, folder, progress)
         card = card.with_profiles(host, measured.profiles, measured.refusals)
+        _write_distributions(catalog, prepared, builds, host, folder)
         if before is None or card != before or not _same_data(catalog, before, folder):
             catalog.register(card, folder)
     return card
@@ -257,8 +265,31 @@ def _baseline(card: Card, builds: _Builds) -> StoredVariant:
     return own if released == own.variant.id else builds.catalog.open(released)
 
 
+def _write_distributions(
+    catalog: Catalog, prepared: Prepared, builds: _Builds, host: Host, folder: Path
+) -> None:
+    """What the calibration split and each variant's answers to it look like; what is known is kept."""
+    spec, path = prepared.spec, folder / CALIBRATION_FILE
+    split, digest = read_split(path), sha256(path)
+    files = {name: folder / name for name in spec.files}
+    unknown = open_transforms(spec.transforms, spec.signature, files).unknown_tokens
+    known = _known_distributions(catalog, spec.model)
+    answers = dict(known.answers) if known is not None and known.rows == digest else {}
+    for stored in builds.stored.values():
+        if stored.variant.id.version not in answers:
+            outputs = predict(open_session(stored.model_path, reference_runtime(host)), split)
+            answers[stored.variant.id.version] = distributions(of_answers(spec, outputs), len(split))
+    inputs = distributions(of_inputs(spec, split.inputs, unknown), len(split))
+    document.write(folder / DISTRIBUTIONS_FILE, Distributions(digest, inputs, answers, unknown))
+
+
+def _known_distributions(catalog: Catalog, model: str) -> Distributions | None:
+    try:
+        return document.read(Distributions, catalog.card_file(model, DISTRIBUTIONS_FILE))
+    except (CatalogError, document.DocumentError):  # none, or none that this version reads: made anew
+        return None
+
+
 def _same_data(catalog: Catalog, card: Card, folder: Path) -> bool:
-    return all(
-        sha256(catalog.card_file(card.spec.model, name)) == sha256(folder / name)
-        for name in card_files(card.spec)
-    )
+    known = {name: catalog.card_file(card.spec.model, name) for name in card_files(card.spec)}
+    return all(path.is_file() and sha256(path) == sha256(folder / name) for name, path in known.items())

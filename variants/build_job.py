@@ -73,7 +73,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the parent needs to know of a model; `samples.npz`, `validation.npz` and `calibration.npz` lie beside it."""
+    """What the parent needs to know of a model; its test, validation and calibration rows lie beside it."""
 
     spec: ServingSpec
     plans: list[Planned]

@@ -20,7 +20,7 @@ from compression.recipe import Recipe
 from compression.registry import PASSES
 from compression.storage import save
 from variants import document
-from variants.build_job import Job, Outcome, Planned, Prepared, Result, build_key
+from variants.build_job import CALIBRATION_FILE, Job, Outcome, Planned, Prepared, Result, build_key
 from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_FILE, model_file
 from variants.home import subfolder
 from variants.host import installed_version, this_host
@@ -53,6 +53,7 @@ def prepare(job: Job) -> Prepared:
     splits = spec.splits()
     write_split(job.folder / SAMPLES_FILE, splits.test)
     write_split(job.folder / VALIDATION_FILE, splits.validation)
+    write_split(job.folder / CALIBRATION_FILE, splits.calibration)
     _gather_files(spec, job.folder)
     reference = reference_model(spec, splits, report_to_parent)
     source = reference.weights_digest()

@@ -34,7 +34,8 @@ VARIANT_FILE = "variant.json"
 CARD_FILE = "card.json"
 SAMPLES_FILE = "samples.npz"
 VALIDATION_FILE = "validation.npz"
-_CARD_DATA = (SAMPLES_FILE, VALIDATION_FILE)
+DISTRIBUTIONS_FILE = "distributions.json"
+_CARD_DATA = (SAMPLES_FILE, VALIDATION_FILE, DISTRIBUTIONS_FILE)
 # Beside a card; no file of a model may be called like them.
 KEPT_NAMES = frozenset({*_CARD_DATA, CARD_FILE, "model.yaml"})
 
@@ -137,7 +138,10 @@ class Catalog:
         return replace(card, entries=released, hosts={**card.hosts, **measured})
 
     def card_file(self, model: str, name: str) -> Path:
-        """Path of `samples.npz`, `validation.npz` or one of the spec's files of a model."""
+        """Path of a file beside a model's card: rows, distributions, or one of the spec's files.
+
+        A card that was published before there were distributions has none until the next build.
+        """
         tag = self.card_tag(model) if self.is_pinned else self._newest_intact_card(model)[0]
         return self._store.folder(tag) / name
 
@@ -296,7 +300,8 @@ class Catalog:
         tag = f"{card.spec.model}:{moment}-{secrets.token_hex(3)}"
         with self._store.publishing(tag, {"kind": "card", "model": card.spec.model}) as stage:
             for name in card_files(card.spec):
-                link_or_copy(data / name, stage / name)
+                if name != DISTRIBUTIONS_FILE or (data / name).is_file():  # builds of old had none
+                    link_or_copy(data / name, stage / name)
             document.write(stage / CARD_FILE, card)
 
 

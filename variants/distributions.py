@@ -1,6 +1,6 @@
-"""What a model's inputs and answers looked like on the calibration split, to compare traffic with. Torch-free.
+"""What a model's inputs and answers look like on the calibration split, to compare traffic with. Torch-free.
 
-Each row of an input or output becomes a few summaries (values, mean, spread, length, ...); the distribution of
+Each row of an input or output becomes a few summaries (values, mean, spread, length); the distribution of
 each over the split is kept as the shares of bins that the split itself fills evenly. Traffic is held against
 them by the population stability index (Siddiqi 2006, Credit Risk Scorecards) and the Kolmogorov-Smirnov
 distance. Every row weighs as much as any other, however many values it has.
@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.data import Split
 from compression.signature import Array, TensorSpec
-from variants.metrics import class_axis, find_metric, first_output, predicted_classes
+from variants.metrics import class_axis, find_metric, predicted_classes
 from variants.serving_spec import ServingSpec
 
 FEWEST_ROWS = 100  # fewer say too little of a distribution
 _MOST_BINS = 10
+_FEWEST_BINS = 4
 _ROWS_PER_BIN = 20
 _MOST_VALUES = 512  # of a row; at fixed places, so that the split and traffic show the same ones
 _MOST_CLASSES = 20
@@ -29,7 +28,7 @@ _PREDICTION = "prediction"
 _CONFIDENCE = "confidence"
 
 Floats = NDArray[np.float64]
-# Values of one summary and the row, counted from 0, that each belongs to.
+# Values of one summary, and the row, counted from 0, that each belongs to.
 Summary = tuple[Floats, NDArray[np.int64]]
 
 
@@ -41,7 +40,7 @@ class Distribution:
         signal: What it is of, as the metrics' label says it: `input:image` of all values, `input:image:mean`
             of the means of rows, `prediction`, `confidence`.
         edges: Upper ends of the bins but the last, which is open; a bin holds its upper end. Of classes the
-            classes themselves, each in a bin of its own and all others in the last.
+            classes themselves, each in a bin of its own, and all others in the last.
         shares: Of the bins, with sum 1.
         is_classes: Whether the values are classes.
         rows: Rows behind the shares.
@@ -53,36 +52,36 @@ class Distribution:
     is_classes: bool
     rows: int
 
-    @cached_property
-    def _edges(self) -> Floats:
-        return np.array(self.edges, np.float64)
-
-    def count(self, summary: Summary, rows: int) -> tuple[Floats, int]:
-        """The rows per bin, each row split evenly over its values, and how many rows have any value."""
+    def count(self, summary: Summary, rows: int) -> Floats:
+        """Rows per bin, each row split evenly over its values; rows without a value count nowhere."""
         values, owners = summary
-        found = np.searchsorted(self._edges, values, side="left")
+        edges = np.array(self.edges, np.float64)
+        found = np.searchsorted(edges, values, side="left")
         if self.is_classes:
-            last = len(self._edges)
-            known = self._edges[np.minimum(found, last - 1)] == values
-            found = np.where(known & (found < last), found, last)
-        sizes = np.bincount(owners, minlength=rows)
-        weights = 1.0 / sizes[owners]
+            known = edges[np.minimum(found, len(edges) - 1)] == values
+            found = np.where(known, found, len(edges))
+        weights = 1.0 / np.bincount(owners, minlength=rows)[owners]
         counts: Floats = np.bincount(found, weights=weights, minlength=len(self.shares)).astype(np.float64)
-        return counts, int((sizes > 0).sum())
+        return counts
 
     def stability_index(self, counts: Floats, rows: float) -> float:
-        """Population stability index of traffic: 0 where nothing moved, above 0.2 is worth a look.
+        """Population stability index: about 0 where nothing moved, above 0.2 something did.
+
+        What two samples of these sizes differ by on average is taken off (Yurdakul and Naranjo 2020,
+        Statistical properties of the population stability index), so that few rows raise no alarm.
 
         Args:
-            counts: Traffic's rows per bin.
-            rows: How many rows that many weighed counts are worth.
+            counts: Traffic's rows per bin, weighed in any way.
+            rows: How many rows of equal weight they are worth.
         """
         ours = _smoothed(counts / counts.sum(), rows)
         theirs = _smoothed(np.array(self.shares), self.rows)
-        return float(((ours - theirs) * np.log(ours / theirs)).sum())
+        index = float(((ours - theirs) * np.log(ours / theirs)).sum())
+        filled = int(np.count_nonzero((counts > 0) | (np.array(self.shares) > 0)))
+        return max(0.0, index - (filled - 1) * (1 / rows + 1 / self.rows))
 
     def distance(self, counts: Floats) -> float:
-        """Kolmogorov-Smirnov distance, at the edges of the bins: 0 to 1."""
+        """Kolmogorov-Smirnov distance, at the ends of the bins: 0 to 1."""
         return float(np.abs(np.cumsum(counts / counts.sum()) - np.cumsum(self.shares)).max())
 
 
@@ -91,49 +90,37 @@ class Distributions:
     """All distributions of a model.
 
     Attributes:
-        source: Digest of the rows and of the reference whose answers these are.
-        rows: Rows of the calibration split.
-        of: One per signal.
+        rows: Sha256 of the file that held the rows.
+        inputs: One per signal.
+        answers: One per signal, by `recipe@build`: a pruned variant is less sure of the same answers.
         unknown: The token that stands for what a tokenizer does not know, by input.
     """
 
-    source: str
-    rows: int
-    of: tuple[Distribution, ...]
+    rows: str
+    inputs: tuple[Distribution, ...] = ()
+    answers: dict[str, tuple[Distribution, ...]] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
 
 
-def distributions(
-    spec: ServingSpec,
-    inputs: Mapping[str, Array],
-    outputs: Mapping[str, Array],
-    source: str,
-    unknown: dict[str, int],
-) -> Distributions:
-    """The distributions of these rows; of fewer than `FEWEST_ROWS` there are none.
+def distributions(summaries: Mapping[str, Summary], rows: int) -> tuple[Distribution, ...]:
+    """How each summary of so many rows is distributed; of fewer than `FEWEST_ROWS` nothing is said."""
+    if rows < FEWEST_ROWS:
+        return ()
+    return tuple(
+        _distribution(signal, summary, rows) for signal, summary in summaries.items() if len(summary[0])
+    )
+
+
+def of_inputs(
+    spec: ServingSpec, inputs: Mapping[str, Array], unknown: Mapping[str, int]
+) -> dict[str, Summary]:
+    """The summaries of some rows' inputs, by signal.
 
     Args:
         spec: The model's.
-        inputs: Arrays `(rows, ...)` by input name.
-        outputs: What the reference answers to them.
-        source: Tells these rows and this reference from others.
+        inputs: Arrays `(rows, ...)` by name, thinned or not.
         unknown: The token that stands for what a tokenizer does not know, by input.
     """
-    rows = len(next(iter(inputs.values())))
-    if rows < FEWEST_ROWS:
-        return Distributions(source, rows, ())
-    found = summaries(spec, inputs, outputs, unknown).items()
-    made = [_distribution(signal, summary, rows) for signal, summary in found if len(summary[0])]
-    return Distributions(source, rows, tuple(made), unknown)
-
-
-def summaries(
-    spec: ServingSpec,
-    inputs: Mapping[str, Array],
-    outputs: Mapping[str, Array],
-    unknown: Mapping[str, int],
-) -> dict[str, Summary]:
-    """The summaries of some rows, by signal."""
     found: dict[str, Summary] = {}
     for tensor in spec.signature.inputs:
         rows = thinned(tensor, inputs[tensor.name]).astype(np.float64)
@@ -142,7 +129,20 @@ def summaries(
             found |= _of_sequences(signal, rows, unknown.get(tensor.name))
         else:
             found |= _of_values(signal, rows)
-    return found | _of_outputs(spec, outputs)
+    return found
+
+
+def of_answers(spec: ServingSpec, outputs: Mapping[str, Array]) -> dict[str, Summary]:
+    """Classes and confidence of a classifier's answers; of all else the mean of each row."""
+    judged = outputs[judged_output(spec)]
+    if find_metric(spec.metric).answers is None:
+        return {_PREDICTION: _per_row(judged.reshape(len(judged), -1).astype(np.float64).mean(axis=1))}
+    classes = predicted_classes(judged).reshape(len(judged), -1)
+    owners = np.repeat(np.arange(len(classes)), classes.shape[1])
+    found: dict[str, Summary] = {_PREDICTION: (classes.ravel().astype(np.float64), owners)}
+    if judged.dtype.kind == "f":
+        found[_CONFIDENCE] = _per_row(_confidence(judged.astype(np.float64)))
+    return found
 
 
 def thinned(tensor: TensorSpec, array: Array) -> Array:
@@ -151,6 +151,11 @@ def thinned(tensor: TensorSpec, array: Array) -> Array:
     if _is_sequence(tensor) or flat.shape[1] <= _MOST_VALUES:
         return flat
     return flat[:, np.linspace(0, flat.shape[1] - 1, _MOST_VALUES).astype(np.int64)]
+
+
+def judged_output(spec: ServingSpec) -> str:
+    """The output that the model's metric judges: the one it names, else the first."""
+    return spec.metric.partition("@")[2] or spec.signature.outputs[0].name
 
 
 def _of_values(signal: str, rows: Floats) -> dict[str, Summary]:
@@ -173,210 +178,39 @@ def _of_sequences(signal: str, rows: Floats, unknown: int | None) -> dict[str, S
     return found
 
 
-def _of_outputs(spec: ServingSpec, outputs: Mapping[str, Array]) -> dict[str, Summary]:
-    """Classes and confidence of a classifier; the mean of each row for all else."""
-    ours = {tensor.name: outputs[tensor.name] for tensor in spec.signature.outputs}
-    metric = find_metric(spec.metric)
-    judged = ours.get(spec.metric.partition("@")[2], first_output(ours))
-    if metric.answers is None:
-        return {_PREDICTION: _per_row(judged.reshape(len(judged), -1).astype(np.float64).mean(axis=1))}
-    classes = predicted_classes(judged).reshape(len(judged), -1)
-    owners = np.repeat(np.arange(len(classes)), classes.shape[1])
-    found: dict[str, Summary] = {_PREDICTION: (classes.ravel().astype(np.float64), owners)}
-    if judged.dtype.kind == "f":
-        found[_CONFIDENCE] = _per_row(_confidence(judged))
-    return found
-
-
-def _confidence(scores: Array) -> Floats:
+def _confidence(scores: Floats) -> Floats:
     """The probability of each row's class, `(rows,)`, averaged where a row has several answers."""
     axis = class_axis(scores)
-    values = scores.astype(np.float64)
-    if values.min() < 0 or not np.allclose(values.sum(axis=axis), 1.0, atol=1e-3):
-        values = np.exp(values - values.max(axis=axis, keepdims=True))
-        values /= values.sum(axis=axis, keepdims=True)
-    best: Floats = values.max(axis=axis).reshape(len(values), -1).mean(axis=1)
+    if scores.min() < 0 or not np.allclose(scores.sum(axis=axis), 1.0, atol=1e-3):
+        powers = np.exp(scores - scores.max(axis=axis, keepdims=True))
+        scores = powers / powers.sum(axis=axis, keepdims=True)
+    best: Floats = scores.max(axis=axis).reshape(len(scores), -1).mean(axis=1)
     return best
 
 
 def _distribution(signal: str, summary: Summary, rows: int) -> Distribution:
-    values, _ = summary
+    values, owners = summary
     is_classes = signal == _PREDICTION and bool((values == np.floor(values)).all())
     edges = _classes(values) if is_classes else _edges(values, rows)
-    empty = Distribution(signal, edges, (0.0,) * (len(edges) + 1), is_classes, rows)
-    counts, used = empty.count(summary, rows)
-    return replace(empty, shares=tuple(float(share) for share in counts / counts.sum()), rows=used)
-
-
-def _edges(self) -> Floats:
-        return np.array(self.edges, np.float64)
-
-    def count(self, summary: Summary, rows: int) -> tuple[Floats, int]:
-        """The rows per bin, each row split evenly over its values, and how many rows have any value."""
-        values, owners = summary
-        found = np.searchsorted(self._edges, values, side="left")
-        if self.is_classes:
-            last = len(self._edges)
-            known = self._edges[np.minimum(found, last - 1)] == values
-            found = np.where(known & (found < last), found, last)
-        sizes = np.bincount(owners, minlength=rows)
-        weights = 1.0 / sizes[owners]
-        counts: Floats = np.bincount(found, weights=weights, minlength=len(self.shares)).astype(np.float64)
-        return counts, int((sizes > 0).sum())
-
-    def stability_index(self, counts: Floats, rows: float) -> float:
-        """Population stability index of traffic: 0 where nothing moved, above 0.2 is worth a look.
-
-        Args:
-            counts: Traffic's rows per bin.
-            rows: How many rows that many weighed counts are worth.
-        """
-        ours = _smoothed(counts / counts.sum(), rows)
-        theirs = _smoothed(np.array(self.shares), self.rows)
-        return float(((ours - theirs) * np.log(ours / theirs)).sum())
-
-    def distance(self, counts: Floats) -> float:
-        """Kolmogorov-Smirnov distance, at the edges of the bins: 0 to 1."""
-        return float(np.abs(np.cumsum(counts / counts.sum()) - np.cumsum(self.shares)).max())
-
-
-@dataclass(frozen=True)
-class Distributions:
-    """All distributions of a model.
-
-    Attributes:
-        source: Digest of the rows and of the reference whose answers these are.
-        rows: Rows of the calibration split.
-        of: One per signal.
-        unknown: The token that stands for what a tokenizer does not know, by input.
-    """
-
-    source: str
-    rows: int
-    of: tuple[Distribution, ...]
-    unknown: dict[str, int] = field(default_factory=dict)
-
-
-def distributions(
-    spec: ServingSpec,
-    inputs: Mapping[str, Array],
-    outputs: Mapping[str, Array],
-    source: str,
-    unknown: dict[str, int],
-) -> Distributions:
-    """The distributions of these rows; of fewer than `FEWEST_ROWS` there are none.
-
-    Args:
-        spec: The model's.
-        inputs: Arrays `(rows, ...)` by input name.
-        outputs: What the reference answers to them.
-        source: Tells these rows and this reference from others.
-        unknown: The token that stands for what a tokenizer does not know, by input.
-    """
-    rows = len(next(iter(inputs.values())))
-    if rows < FEWEST_ROWS:
-        return Distributions(source, rows, ())
-    found = summaries(spec, inputs, outputs, unknown).items()
-    made = [_distribution(signal, summary, rows) for signal, summary in found if len(summary[0])]
-    return Distributions(source, rows, tuple(made), unknown)
-
-
-def summaries(
-    spec: ServingSpec,
-    inputs: Mapping[str, Array],
-    outputs: Mapping[str, Array],
-    unknown: Mapping[str, int],
-) -> dict[str, Summary]:
-    """The summaries of some rows, by signal."""
-    found: dict[str, Summary] = {}
-    for tensor in spec.signature.inputs:
-        rows = thinned(tensor, inputs[tensor.name]).astype(np.float64)
-        signal = f"input:{tensor.name}"
-        if _is_sequence(tensor):
-            found |= _of_sequences(signal, rows, unknown.get(tensor.name))
-        else:
-            found |= _of_values(signal, rows)
-    return found | _of_outputs(spec, outputs)
-
-
-def thinned(tensor: TensorSpec, array: Array) -> Array:
-    """Rows `(rows, values)` with no more values than summaries look at; tokens stay whole."""
-    flat = array.reshape(len(array), -1)
-    if _is_sequence(tensor) or flat.shape[1] <= _MOST_VALUES:
-        return flat
-    return flat[:, np.linspace(0, flat.shape[1] - 1, _MOST_VALUES).astype(np.int64)]
-
-
-def _of_values(signal: str, rows: Floats) -> dict[str, Summary]:
-    finite = np.isfinite(rows)
-    found = {signal: _chosen(rows, finite)}
-    if rows.shape[1] > 1:
-        whole = rows[finite.all(axis=1)]
-        found[f"{signal}:mean"] = _per_row(whole.mean(axis=1))
-        found[f"{signal}:spread"] = _per_row(whole.std(axis=1))
-    return found
-
-
-def _of_sequences(signal: str, rows: Floats, unknown: int | None) -> dict[str, Summary]:
-    """Of tokens; zeros pad, and how many of them depends on a row's company."""
-    there = rows != 0
-    lengths = there.sum(axis=1)
-    found = {signal: _chosen(rows, there), f"{signal}:length": _per_row(lengths)}
-    if unknown is not None:
-        found[f"{signal}:unknown"] = _per_row((rows == unknown).sum(axis=1) / np.maximum(lengths, 1))
-    return found
-
-
-def _of_outputs(spec: ServingSpec, outputs: Mapping[str, Array]) -> dict[str, Summary]:
-    """Classes and confidence of a classifier; the mean of each row for all else."""
-    ours = {tensor.name: outputs[tensor.name] for tensor in spec.signature.outputs}
-    metric = find_metric(spec.metric)
-    judged = ours.get(spec.metric.partition("@")[2], first_output(ours))
-    if metric.answers is None:
-        return {_PREDICTION: _per_row(judged.reshape(len(judged), -1).astype(np.float64).mean(axis=1))}
-    classes = predicted_classes(judged).reshape(len(judged), -1)
-    owners = np.repeat(np.arange(len(classes)), classes.shape[1])
-    found: dict[str, Summary] = {_PREDICTION: (classes.ravel().astype(np.float64), owners)}
-    if judged.dtype.kind == "f":
-        found[_CONFIDENCE] = _per_row(_confidence(judged))
-    return found
-
-
-def _confidence(scores: Array) -> Floats:
-    """The probability of each row's class, `(rows,)`, averaged where a row has several answers."""
-    axis = class_axis(scores)
-    values = scores.astype(np.float64)
-    if values.min() < 0 or not np.allclose(values.sum(axis=axis), 1.0, atol=1e-3):
-        values = np.exp(values - values.max(axis=axis, keepdims=True))
-        values /= values.sum(axis=axis, keepdims=True)
-    best: Floats = values.max(axis=axis).reshape(len(values), -1).mean(axis=1)
-    return best
-
-
-def _distribution(signal: str, summary: Summary, rows: int) -> Distribution | None:
-    values, _ = summary
-    if not len(values):
-        return None
-    is_classes = signal == _PREDICTION and bool(np.equal(values, np.floor(values)).all())
-    edges = _classes(values) if is_classes else _edges(values, rows)
-    empty = Distribution(signal, edges, (0.0,) * (len(edges) + 1), is_classes, rows)
-    counts, used = empty.count(summary, rows)
-    shares = tuple(round(float(share), 9) for share in counts / counts.sum())
-    return Distribution(signal, edges, shares, is_classes, used)
+    empty = Distribution(signal, edges, (0.0,) * (len(edges) + 1), is_classes, len(np.unique(owners)))
+    counts = empty.count(summary, rows)
+    return replace(empty, shares=tuple(float(share) for share in counts / counts.sum()))
 
 
 def _edges(values: Floats, rows: int) -> tuple[float, ...]:
-    """Ends of bins that the values fill evenly, as far as they can, and of all that lies below and above."""
-    bins = int(np.clip(rows // _ROWS_PER_BIN, 4, _MOST_BINS))
-    inner = np.quantile(values, np.linspace(0, 1, bins + 1), method="inverted_cdf")
-    ends = np.unique(np.concatenate([[np.nextafter(inner[0], -np.inf)], inner]))
-    return tuple(float(end) for end in ends)
+    """Ends of bins that the values fill as evenly as they can; the first and the last are open."""
+    bins = int(np.clip(rows // _ROWS_PER_BIN, _FEWEST_BINS, _MOST_BINS))
+    ends = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf")
+    if ends[0] == (least := values.min()):  # many equal ones: what lies below them is something else
+        ends = np.array([np.nextafter(least, -np.inf), *ends])
+    return tuple(float(end) for end in np.unique(ends))
 
 
 def _classes(values: Floats) -> tuple[float, ...]:
     """The most frequent classes, in their order."""
     classes, counts = np.unique(values, return_counts=True)
-    return tuple(float(c) for c in np.sort(classes[np.argsort(-counts, kind="stable")[:_MOST_CLASSES]]))
+    most = np.argsort(-counts, kind="stable")[:_MOST_CLASSES]
+    return tuple(float(kept) for kept in np.sort(classes[most]))
 
 
 def _smoothed(shares: Floats, rows: float) -> Floats:
