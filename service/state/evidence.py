@@ -1,0 +1,182 @@
+"""What workers saw, as increments that add up, and the answers whose labels may still come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, Table, delete, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from service.errors import ConflictError, NotFoundError
+from service.rollout.evidence import ArmEvidence, Feedback, merge
+from service.state.database import Database
+from service.state.leases import Lease, check
+from service.state.tables import evidence, served, writers
+
+_ROWS_PER_ARM = 20
+
+Arm = tuple[str, str]  # rollout, name of the arm
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer whose label may come later.
+
+    Attributes:
+        request: The id that the caller knows.
+        model: Which model answered.
+        variant: `recipe@build` that answered.
+        tier: What was asked for.
+        rollout: The rollout that it was a part of, or an empty string.
+        arm: Its arm there, or an empty string.
+        prediction: What a label is held against, as JSON.
+        at: When, in Unix time.
+    """
+
+    request: str
+    model: str
+    variant: str
+    tier: str
+    rollout: str
+    arm: str
+    prediction: Any
+    at: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one worker writes at once. Its number keeps it from being written twice."""
+
+    number: int
+    evidence: Mapping[Arm, ArmEvidence] = field(default_factory=dict)
+    served: Sequence[Served] = ()
+
+
+class EvidenceStore:
+    """Reads and writes evidence and served requests."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def write(self, worker: str, batch: Batch) -> None:
+        """Writes a batch, once: it may be tried again when it is unknown whether it arrived.
+
+        Raises:
+            StateAwayError: The database does not answer.
+        """
+        with self._database.writing() as connection:
+            now = self._database.now(connection)
+            if not _is_first(connection, worker, batch.number, now):
+                return
+            _add(connection, batch.evidence, now)
+            if batch.served:  # an id that was used before stays with its first answer
+                _insert_new(connection, served, [asdict(answer) for answer in batch.served])
+
+    def read(self, rollout: str) -> dict[str, ArmEvidence]:
+        """All that was seen of a rollout, by the arm's name.
+
+        Raises:
+            StateAwayError: The database does not answer.
+        """
+        query = select(evidence).where(evidence.c.rollout == rollout)
+        with self._database.reading() as connection:
+            return _merged(connection.execute(query))
+
+    def compact(self, rollout: str, lease: Lease) -> dict[str, ArmEvidence]:
+        """Adds the increments of a rollout up into one row for each arm, once there are many.
+
+        Returns:
+            All that was seen of it.
+
+        Raises:
+            FencedError: The lease has another holder now.
+            StateAwayError: The database does not answer.
+        """
+        query = select(evidence).where(evidence.c.rollout == rollout)
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+        seen = _merged(rows)
+        if len(rows) > _ROWS_PER_ARM * len(seen):
+            with self._database.writing() as connection:
+                check(connection, lease)  # nobody else compacts, so the rows are still there
+                connection.execute(delete(evidence).where(evidence.c.id.in_([row.id for row in rows])))
+                arms = {(rollout, arm): counts for arm, counts in seen.items()}
+                _add(connection, arms, self._database.now(connection))
+        return seen
+
+    def judge(
+        self, labels: Mapping[str, Any], score: Callable[[Served, Any], Feedback], age_s: float
+    ) -> list[Served]:
+        """Joins labels with their answers, each once: all of them, or none.
+
+        Args:
+            labels: By the request's id.
+            score: Holds an answer against its label; may refuse the label.
+            age_s: Older answers are forgotten.
+
+        Raises:
+            NotFoundError: No answer with such an id is known, or it is too old.
+            ConflictError: An answer was judged already.
+            StateAwayError: The database does not answer.
+        """
+        judged = []
+        with self._database.writing() as connection:
+            now = self._database.now(connection)
+            found: dict[Arm, ArmEvidence] = {}
+            for request, label in sorted(labels.items()):  # in one order: two never block each other
+                answer = _judged_once(connection, request, now - age_s)
+                counts = ArmEvidence(feedback=score(answer, label))
+                arm = answer.rollout, answer.arm
+                found[arm] = found[arm].merged(counts) if arm in found else counts
+                judged.append(answer)
+            _add(connection, {arm: counts for arm, counts in found.items() if arm[0]}, now)
+        return judged
+
+    def prune(self, connection: Connection, before: float) -> None:
+        """Forgets answers and writers that are older."""
+        connection.execute(delete(served).where(served.c.at < before))
+        connection.execute(delete(writers).where(writers.c.at < before))
+
+
+def _judged_once(connection: Connection, request: str, oldest: float) -> Served:
+    mine = served.c.request == request, served.c.at >= oldest
+    unjudged = update(served).where(*mine, served.c.judged.is_(False)).values(judged=True)
+    row = connection.execute(unjudged.returning(served)).one_or_none()
+    if row is not None:
+        return Served(*row[:-1])
+    if connection.scalar(select(served.c.request).where(*mine)) is None:
+        raise NotFoundError(
+            f'no answer "{request[:80]}" waits for a label. Send the `request_id` of a newer answer.'
+        )
+    raise ConflictError(f'the answer "{request[:80]}" has its label already. Send each label once.')
+
+
+def _is_first(connection: Connection, worker: str, number: int, now: float) -> bool:
+    """Whether no batch with this number, or a later one, was written."""
+    mine = update(writers).where(writers.c.worker == worker, writers.c.batch < number)
+    if connection.execute(mine.values(batch=number, at=now)).rowcount:
+        return True
+    return _insert_new(connection, writers, {"worker": worker, "batch": number, "at": now}) > 0
+
+
+def _insert_new(connection: Connection, table: Table, rows: dict[str, Any] | list[dict[str, Any]]) -> int:
+    """Inserts the rows whose key is new; returns how many."""
+    dialect_insert = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
+    statement = dialect_insert(table).on_conflict_do_nothing()
+    return connection.execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
+
+
+def _add(connection: Connection, arms: Mapping[Arm, ArmEvidence], now: float) -> None:
+    rows = [
+        {"rollout": rollout, "arm": arm, "at": now, "document": counts.to_json()}
+        for (rollout, arm), counts in arms.items()
+    ]
+    if rows:
+        connection.execute(insert(evidence), rows)
+
+
+def _merged(rows: Iterable[Row[Any]]) -> dict[str, ArmEvidence]:
+    return merge({row.arm: ArmEvidence.from_json(row.document)} for row in rows)

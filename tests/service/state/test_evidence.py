@@ -1,0 +1,127 @@
+"""Evidence that adds up, and labels that are joined once."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from service.errors import BadRequestError, ConflictError, NotFoundError
+from service.rollout.evidence import Feedback
+from service.state.database import Database
+from service.state.evidence import Batch, EvidenceStore, Served
+from service.state.leases import FencedError, Lease, Leases
+from tests.service.state.experiments import answers
+
+ARM = ("r1", "candidate")
+
+
+@pytest.fixture
+def store(database: Database) -> EvidenceStore:
+    return EvidenceStore(database)
+
+
+def answer(request: str, *, rollout: str = "r1", age_s: float = 0.0) -> Served:
+    arm = "candidate" if rollout else ""
+    return Served(request, "digits", "int8@000000000002", "fast", rollout, arm, 7, time.time() - age_s)
+
+
+def right(given: Served, label: Any) -> Feedback:
+    if not isinstance(label, int):
+        raise BadRequestError(f"label: {label!r} is no class. Send its number.")
+    return Feedback(1, float(given.prediction == label))
+
+
+def rows(database: Database, table: str) -> int:
+    with database.reading() as connection:
+        return int(connection.scalar(text(f"SELECT count(*) FROM {table}")) or 0)
+
+
+def test_increments_of_workers_add_up(store: EvidenceStore) -> None:
+    store.write("w1", Batch(1, {ARM: answers(10, errors=1)}))
+    store.write("w2", Batch(1, {ARM: answers(5), ("r1", "primary"): answers(100)}))
+    store.write("w1", Batch(2, {ARM: answers(1)}))
+    seen = store.read("r1")
+    assert (seen["candidate"].requests, seen["candidate"].errors, seen["primary"].requests) == (16, 1, 100)
+    assert store.read("r2") == {}
+
+
+def test_a_batch_that_is_written_again_counts_once(store: EvidenceStore) -> None:
+    batch = Batch(1, {ARM: answers(10)}, [answer("a")])
+    store.write("w1", batch)
+    store.write("w1", batch)
+    assert store.read("r1")["candidate"].requests == 10
+
+
+def test_many_increments_become_one_row_and_stay_what_they_were(
+    store: EvidenceStore, database: Database
+) -> None:
+    for number in range(1, 31):
+        store.write("w1", Batch(number, {ARM: answers(1)}))
+    before = store.read("r1")
+    lease = Leases(database).take("conductor", "w1", 60.0)
+    assert lease is not None
+    assert store.compact("r1", lease) == before == store.read("r1")
+    assert rows(database, "evidence") == 1
+    store.write("w1", Batch(30, {ARM: answers(1)}))  # whoever repeats itself is still known
+    assert store.read("r1") == before
+
+
+def test_only_the_holder_of_the_lease_compacts(store: EvidenceStore) -> None:
+    for number in range(1, 31):
+        store.write("w1", Batch(number, {ARM: answers(1)}))
+    with pytest.raises(FencedError):
+        store.compact("r1", Lease("conductor", "w9", 1))
+    assert store.read("r1")["candidate"].requests == 30
+
+
+def test_a_label_becomes_evidence_of_its_arm(store: EvidenceStore) -> None:
+    store.write("w1", Batch(1, {}, [answer("a"), answer("b"), answer("c", rollout="")]))
+    judged = store.judge({"a": 7, "b": 3, "c": 7}, right, 60.0)
+    assert [given.request for given in judged] == ["a", "b", "c"]
+    assert store.read("r1")["candidate"].feedback == Feedback(2, 1.0)
+    assert store.read("") == {}
+
+
+def test_a_label_is_joined_once_however_often_and_from_where_it_comes(store: EvidenceStore) -> None:
+    store.write("w1", Batch(1, {}, [answer("a")]))
+
+    def judge(_: int) -> str:
+        try:
+            return f"accepted {len(store.judge({'a': 7}, right, 60.0))}"
+        except ConflictError:
+            return "409"
+
+    with ThreadPoolExecutor(4) as callers:
+        outcomes = sorted(callers.map(judge, range(8)))
+    assert outcomes == ["409"] * 7 + ["accepted 1"]
+    assert store.read("r1")["candidate"].feedback.n == 1
+
+
+def test_unknown_and_expired_answers_take_no_label(store: EvidenceStore) -> None:
+    store.write("w1", Batch(1, {}, [answer("old", age_s=100), answer("new")]))
+    for request in ("old", "never"):
+        with pytest.raises(NotFoundError, match=f'"{request}"'):
+            store.judge({"new": 7, request: 7}, right, 60.0)
+    assert len(store.judge({"new": 7}, right, 60.0)) == 1  # of a list with a wrong one, none had been taken
+
+
+def test_a_label_that_cannot_be_leaves_the_answer_waiting(store: EvidenceStore) -> None:
+    store.write("w1", Batch(1, {}, [answer("a")]))
+    with pytest.raises(BadRequestError):
+        store.judge({"a": "seven"}, right, 60.0)
+    assert len(store.judge({"a": 7}, right, 60.0)) == 1
+
+
+def test_an_id_that_is_used_again_stays_with_its_first_answer(store: EvidenceStore) -> None:
+    store.write("w1", Batch(1, {}, [answer("a")]))
+    store.write("w1", Batch(2, {}, [answer("a", rollout="r2"), answer("b")]))
+    assert [given.rollout for given in store.judge({"a": 7, "b": 7}, right, 60.0)] == ["r1", "r1"]
+
+
+def test_ids_are_kept_no_longer_than_labels_are_taken(store: EvidenceStore, database: Database) -> None:
+    store.write("w1", Batch(1, {}, [answer("old", age_s=100), answer("new")]))
+    with database.writing() as connection:
+        store.prune(connection, time.time() - 60)
+    assert rows(database, "served") == 1
