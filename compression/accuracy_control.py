@@ -9,12 +9,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from compression.base import BrokenPromiseError, Facts, PassContext, Quality, Settings
+from compression.base import BrokenPromiseError, Facts, PassContext, PassRefusedError, Quality, Settings
 from compression.calibration import activations
 from compression.data import Split
 from compression.model import OnnxModel
-from compression.qdq import prepared, quantized, touched
-from compression.quantization import Int8Pass, StaticInt8Settings, names_of
+from compression.quantization import Calibrated, Int8Pass, StaticInt8Settings
 from compression.records import note, noted
 from compression.signature import Array
 
@@ -47,7 +46,7 @@ class AccuracyControlSettings(StaticInt8Settings):
 
     Attributes:
         max_drop: How much may be lost on validation against the float graph: the share of the model's
-            metric, or without labels the relative error of its outputs.
+            metric, without labels the metric against the float graph's answers.
         validation_rows: How many rows of validation decide; None for all.
         ranking_rows: How many rows of calibration show how sensitive an operator is.
     """
@@ -73,29 +72,21 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:
         """Returns the graph with as many integer operators as the limit allows."""
         settings = self.settings
-        ready = prepared(model)
-        excluded = names_of(ready, settings.exclude_nodes)
         judge = self._judge(model, context)
-        context.report("calibrating", 0.0)
-        rows = context.splits.calibration.take(slice(0, settings.rows))
-        ranges = settings.calibrator.ranges(ready, touched(ready, settings.scheme.operators), rows)
-
-        def made(left_out: Collection[str], only: Sequence[str] | None = None) -> OnnxModel:
-            return quantized(ready, ranges, settings.scheme, [*excluded, *left_out], only)
-
-        every = made(())
+        calibrated = Calibrated(model, settings, context)
+        every = calibrated.quantized()
         drop_of_all = judge.drop(every)
         if drop_of_all <= settings.max_drop:
             return _noted(every, drop_of_all, {}, 0)
-        few = rows.take(slice(0, settings.ranking_rows))
-        candidates = self._candidates(ready, excluded)
+        few = calibrated.rows.take(slice(0, settings.ranking_rows))
+        candidates = self._candidates(calibrated)
         sensitivity: dict[str, float] = {}
         for index, name in enumerate(candidates):
             context.report("ranking operators", 0.1 + 0.7 * index / len(candidates))
-            sensitivity[name] = _noise_ratio(ready, made((), only=[name]), few)
+            sensitivity[name] = _noise_ratio(calibrated.graph, calibrated.quantized(only=[name]), few)
         ranked = dict(sorted(sensitivity.items(), key=lambda item: item[1]))
         context.report("returning operators to float", 0.8)
-        count, kept = _fewest(made, list(ranked), judge, settings.max_drop)
+        count, kept = _fewest(calibrated.quantized, list(ranked), judge, settings.max_drop)
         return _noted(kept, drop_of_all, ranked, count)
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
@@ -113,12 +104,12 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
         rows = context.splits.validation.take(slice(0, self.settings.validation_rows))
         return _Judge(rows, _answers(model, rows), context.quality)
 
-    def _candidates(self, ready: OnnxModel, excluded: Collection[str]) -> list[str]:
+    def _candidates(self, calibrated: Calibrated) -> list[str]:
         types = set(self.settings.scheme.operators) - MOVERS
         return [
             node.name
-            for node in ready.proto.graph.node
-            if node.op_type in types and node.name not in excluded
+            for node in calibrated.graph.proto.graph.node
+            if node.op_type in types and node.name not in calibrated.excluded
         ]
 
 
@@ -139,19 +130,21 @@ class _Judge:
     @property
     def measure(self) -> str:
         """What is measured."""
-        return "share of the metric" if self._labels is not None else "relative error of the outputs"
+        if self.quality is None:
+            return "relative error of the outputs"
+        return "share of the metric" + (", the float graph's answers for labels" if self.unlabelled else "")
 
     @property
-    def _labels(self) -> Array | None:
-        return self.rows.labels if self.quality is not None else None
+    def unlabelled(self) -> bool:
+        """Whether the float graph's answers are all that there is to hold answers against."""
+        return self.rows.labels is None
 
     def drop(self, model: OnnxModel) -> float:
         """What is lost, 0 for nothing; below 0 where the graph is better than the float one."""
         answers = _answers(model, self.rows)
-        if self.quality is None or self._labels is None:
+        if self.quality is None:
             return max(_relative_error(*pair) for pair in zip(self.right, answers, strict=True))
-        value, right = (self.quality.value(each, self._labels) for each in (answers, self.right))
-        return 1.0 - self.quality.ratio(value, right)
+        return 1.0 - self.quality(answers, self.right, self.rows.labels)
 
 
 def _fewest(
@@ -169,9 +162,9 @@ def _fewest(
         else:
             fewest = count + 1
     if kept is None:
-        raise BrokenPromiseError(
-            f"all operators but one are float and still more than {max_drop:g} is lost. Raise max_drop, or "
-            "use another technique."
+        raise PassRefusedError(
+            f"with all operators but one in float still more than {max_drop:g} is lost by {judge.measure}. "
+            "Raise max_drop, or use another technique."
         )
     return kept
 

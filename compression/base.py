@@ -40,17 +40,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-@dataclass(frozen=True)
-class Quality:
-    """The model's own metric, for passes that must keep some of it.
-
-    Attributes:
-        value: The metric of outputs, in signature order, against labels.
-        ratio: One value over another, inverted where lower is better: more is always better.
-    """
-
-    value: Callable[[Sequence[Array], Array], float]
-    ratio: Callable[[float, float], float]
+# The model's own metric, for passes that must keep some of it. Of outputs, in signature order, of those that
+# they are held against, and of labels: how good the first are over the second, 1 for as good, more for
+# better. Where there are no labels, the second are the truth.
+Quality = Callable[[Sequence[Array], Sequence[Array], Array | None], float]
 
 
 @dataclass(frozen=True)
@@ -132,6 +125,26 @@ class PassContext:
         return fitted.model
 
 
+def check_smaller(before: int, after: int, added: str, technique: str) -> Facts:
+    """The bytes of a graph before and after a technique, as facts.
+
+    Args:
+        before: Bytes before.
+        after: Bytes after.
+        added: What the technique adds to a graph.
+        technique: What it is called.
+
+    Raises:
+        PassRefusedError: The graph grew: it is too small for the technique.
+    """
+    if after >= before:
+        raise PassRefusedError(
+            f"the file would grow from {before} to {after} bytes: {added} outweigh what is saved. Leave "
+            f"{technique} out for so small a model."
+        )
+    return {"bytes_before": before, "bytes_after": after}
+
+
 S = TypeVar("S", bound=Settings)
 In = TypeVar("In", TorchModel, OnnxModel)
 Out = TypeVar("Out", TorchModel, OnnxModel)
@@ -173,6 +186,7 @@ class Pass(ABC, Generic[S, In, Out]):
 
         Raises:
             BrokenPromiseError: The promise is not kept, or nothing changed.
+            PassRefusedError: It turned out that the model has nothing to gain from the technique.
         """
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:

@@ -8,11 +8,10 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from compression.base import CompressionError
 from compression.data import Split
-from compression.inference import ERRORS_ONLY
+from compression.inference import open_session
 from compression.model import OnnxModel
 from compression.signature import Array
 
@@ -155,9 +154,7 @@ def activations(
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted) if name not in given
     )
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(proto, threads=0)
     for inputs in split.batches(batch):
         arrays = {name: inputs[name] for name in fed}
         values = session.run(wanted, arrays) if wanted else []

@@ -135,12 +135,8 @@ def quality_ratio(model: TorchModel, context: PassContext) -> float:
     """Quality on validation over the reference's."""
     validation, quality = context.splits.validation, context.quality
     assert quality is not None  # `check_judged` came first
-    labels = cast(Array, validation.labels)
     reference = context.reference or model
-    return quality.ratio(
-        quality.value(predict(model, validation), labels),
-        quality.value(predict(reference, validation), labels),
-    )
+    return quality(predict(model, validation), predict(reference, validation), validation.labels)
 
 
 def losses(model: TorchModel, context: PassContext, rows: Sequence[Split]) -> list[float]:

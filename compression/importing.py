@@ -17,7 +17,7 @@ from onnx import external_data_helper, version_converter
 from onnx_ir.passes import Sequential, common
 
 from compression.base import CompressionError
-from compression.inference import ERRORS_ONLY
+from compression.inference import open_session
 from compression.signature import Array
 
 # Explicit quantization per channel begins with 13; what is older is brought to the exporter's own.
@@ -123,11 +123,8 @@ def open_graph(proto: onnx.ModelProto) -> ort.InferenceSession:
     Raises:
         ImportRefusedError: onnxruntime refuses it.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY + 1
-    options.intra_op_num_threads = 1
     try:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return open_session(proto, silent=True)
     except Exception as error:  # onnxruntime's errors have no common base
         raise ImportRefusedError(f"onnxruntime refuses the graph: {first_line(error)}") from error
 
@@ -210,7 +207,7 @@ def _check_external(tensor: onnx.TensorProto, folder: Path) -> int:
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for graph in _graphs(proto.graph):
+    for graph in subgraphs(proto.graph):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
@@ -227,20 +224,21 @@ def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorP
             yield from attribute.tensors
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the bodies of its Loop, Scan and If nodes, however deep."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+                yield from subgraphs(attribute.g)
             for each in attribute.graphs:
-                yield from _graphs(each)
+                yield from subgraphs(each)
 
 
 def _unknown_operators(proto: onnx.ModelProto) -> Iterator[str]:
     """Operators of domains that are neither standard nor onnxruntime's own nor defined in the file."""
     own = {(function.domain, function.name) for function in proto.functions}
-    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+    nodes = [node for graph in subgraphs(proto.graph) for node in graph.node]
     for node in nodes:
         known = node.domain in _DOMAINS or node.domain.startswith(_VENDOR)
         if not known and (node.domain, node.op_type) not in own:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import onnx
 import onnxruntime as ort
 
 from compression.data import Split
 from compression.model import OnnxModel
 from compression.signature import Array
 
-ERRORS_ONLY = 3
+_ERRORS_ONLY, _NOTHING = 3, 4
+
+
+def open_session(
+    proto: onnx.ModelProto, *, threads: int = 1, fused: bool = True, silent: bool = False
+) -> ort.InferenceSession:
+    """Opens a graph on the processor.
+
+    Args:
+        proto: The graph.
+        threads: Threads of one call; 0 for one on each core.
+        fused: Whether onnxruntime may rewrite the graph to be faster.
+        silent: Logs not even errors, which are raised anyway.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _NOTHING if silent else _ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    if not fused:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def infer(model: OnnxModel, split: Split, rows: int) -> list[Array]:
     """The outputs of onnxruntime on the processor for the first rows: one array `(rows, ...)` each."""
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(
-        model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model.proto)
     few = split.take(slice(0, rows))
     arrays = {spec.name: few.inputs[spec.name] for spec in model.signature.inputs}
     return list(session.run([spec.name for spec in model.signature.outputs], arrays))

@@ -20,6 +20,7 @@ from compression.data import Split
 from compression.inference import infer
 from compression.model import OnnxModel
 from compression.nbits import packed_weights, with_plain_products
+from compression.probing import constants
 from compression.signature import Array, Signature, TensorSpec
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -130,6 +131,19 @@ def weights_by_dtype(model: OnnxModel) -> dict[str, int]:
 def heavy_operators(model: OnnxModel) -> dict[str, int]:
     """How many operators of each type do matrix products or convolutions, in any number format."""
     return dict(Counter(node.op_type for node in _nodes(model.proto) if node.op_type in _HEAVY))
+
+
+def weighted_operators(model: OnnxModel) -> dict[str, int]:
+    """How many of them, bodies of Scan, Loop and If left out, have an operand that no input changes."""
+    graph = model.proto.graph
+    known = constants(graph)
+    return dict(
+        Counter(
+            node.op_type
+            for node in graph.node
+            if node.op_type in _HEAVY and any(node.input[at] in known for at in _HEAVY[node.op_type])
+        )
+    )
 
 
 def quantized_operators(model: OnnxModel) -> dict[str, int]:

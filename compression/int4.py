@@ -9,10 +9,19 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    check_smaller,
+)
 from compression.chatter import logging_left_alone, quiet
 from compression.model import Form, OnnxModel
 from compression.nbits import BITS, packed_products
+from compression.qdq import drop_unread
 
 # It sends the whole process's messages to stderr.
 with logging_left_alone():
@@ -84,10 +93,7 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
             )
             quantizer.process()
         made = quantizer.model.model
-        used = {name for node in made.graph.node for name in node.input}
-        kept = [tensor for tensor in made.graph.initializer if tensor.name in used]
-        made.graph.ClearField("initializer")
-        made.graph.initializer.extend(kept)
+        drop_unread(made.graph)
         return replace(model, proto=made)
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
@@ -95,18 +101,8 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
         products, found = len(self._products(before.proto.graph)), len(packed_products(after))
         if found < products:
             raise BrokenPromiseError(f"{found} of {products} matrix products have four-bit weights.")
-        bytes_before, bytes_after = before.proto.ByteSize(), after.proto.ByteSize()
-        if bytes_after >= bytes_before:
-            raise BrokenPromiseError(
-                f"the file grew from {bytes_before} to {bytes_after} bytes. Leave int4-weights out for so "
-                "small a model."
-            )
-        return {
-            "gain": "size only",
-            "products": found,
-            "bytes_before": bytes_before,
-            "bytes_after": bytes_after,
-        }
+        sizes = check_smaller(before.proto.ByteSize(), after.proto.ByteSize(), "scales", self.name)
+        return {"gain": "size only", "products": found, **sizes}
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that as many products have four-bit weights at the end of the recipe."""

@@ -13,7 +13,15 @@ import numpy as np
 from pydantic import Field
 from torch import fx
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    check_smaller,
+)
 from compression.codebook import Codes, store_as_codes, stored_codes
 from compression.distillation import imitation_of, teacher_objective, teacher_of
 from compression.export import export
@@ -169,11 +177,7 @@ class _CodedWeights(Pass[S, TorchModel, OnnxModel]):
             raise BrokenPromiseError(f"{len(codes)} of {len(chosen)} layers are stored as codes.")
         self._check_values(codes)
         bytes_before, bytes_after = export(before).proto.ByteSize(), after.proto.ByteSize()
-        if bytes_after >= bytes_before:
-            raise BrokenPromiseError(
-                f"the file grew from {bytes_before} to {bytes_after} bytes: codebooks outweigh the weights. "
-                f"Leave {self.name} out for so small a model."
-            )
+        sizes = check_smaller(bytes_before, bytes_after, "codebooks", self.name)
         zeros_before = sum(int((weight_of(graph, layer) == 0).sum()) for layer in chosen)
         zeros_after = sum(int((each.weight() == 0).sum()) for each in codes.values())
         if self.has_zero and zeros_after < zeros_before:
@@ -187,8 +191,7 @@ class _CodedWeights(Pass[S, TorchModel, OnnxModel]):
             "coded_weights": sum(each.indices.size for each in codes.values()),
             "float32_weights": weights_by_dtype(after).get("float32", 0),
             "zero_weights": zeros_after,
-            "bytes_before": bytes_before,
-            "bytes_after": bytes_after,
+            **sizes,
         }
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:

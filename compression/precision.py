@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Set
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -15,7 +15,15 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from pydantic import Field
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    check_smaller,
+)
 from compression.data import Split
 from compression.export import ExportError, check_signature
 from compression.inference import infer
@@ -171,23 +179,17 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
             return None
         quality = context.quality
         assert quality is not None  # `requires` asked
-        labels = cast(Array, validation.labels)[: settings.rows]
-        drop = 1.0 - quality.ratio(quality.value(now, labels), quality.value(was, labels))
+        drop = 1.0 - quality(now, was, validation.take(slice(0, settings.rows)).labels)
         return None if drop <= settings.max_drop else f"the metric loses {drop:.4f} of its value in float16"
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
         """Checks for float16 weights, a smaller file, unchanged inputs and outputs, and a finite run."""
         stored = weights_by_dtype(after)
-        bytes_before, bytes_after = before.proto.ByteSize(), after.proto.ByteSize()
         if not stored.get("float16"):
             raise BrokenPromiseError(
                 "no weight became float16: every operator is kept in float32. Shorten keep_float32."
             )
-        if bytes_after >= bytes_before:
-            raise BrokenPromiseError(
-                f"the file grew from {bytes_before} to {bytes_after} bytes: casts outweigh the weights. "
-                "Leave fp16 out for so small a model."
-            )
+        sizes = check_smaller(before.proto.ByteSize(), after.proto.ByteSize(), "casts", self.name)
         try:
             check_signature(after.proto, after.signature)
         except ExportError as error:
@@ -202,8 +204,7 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
             "float16_tensors": _float16_tensors(after),
             "returned_to_float32": list(self._returned),
             "largest_error": max(map(difference, was, now)),
-            "bytes_before": bytes_before,
-            "bytes_after": bytes_after,
+            **sizes,
         }
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:

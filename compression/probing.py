@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import onnx
-import onnxruntime as ort
 
 from compression.base import CompressionError
-from compression.inference import ERRORS_ONLY
+from compression.inference import open_session
 from compression.model import OnnxModel
 from compression.signature import Array
 
@@ -33,14 +32,8 @@ def probe(model: OnnxModel, names: Iterable[str], inputs: Mapping[str, Array]) -
     opened.CopyFrom(model.proto)
     known = {value.name for value in opened.graph.output}
     opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in known)
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(
-            opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = open_session(opened, fused=False)
         values = session.run(wanted, {spec.name: inputs[spec.name] for spec in model.signature.inputs})
     except Exception as error:  # onnxruntime's errors have no common base
         raise ProbeError(f"the graph does not run with its inside laid open: {error}") from error

@@ -19,10 +19,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compression.calibration import Ranges
 from compression.chatter import quiet
+from compression.importing import OLDEST_OPSET, opset, subgraphs
 from compression.model import OnnxModel
 
-# The first opset in which a scale belongs to a channel.
-OLDEST_OPSET = 13
 PRODUCTS = ("MatMul", "Gemm")
 OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
 
@@ -170,14 +169,14 @@ def _drop_idle_pairs(graph: onnx.GraphProto, operators: Collection[str], left_ou
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:
-    """Removes stored tensors that no node reads, in place."""
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    """Removes stored tensors that no node reads, in a body neither, in place."""
+    read = {name for each in subgraphs(graph) for node in each.node for name in node.input}
+    read |= {value.name for each in subgraphs(graph) for value in each.output}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
 
 
 def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
-    versions = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
-    if min(versions, default=OLDEST_OPSET) >= OLDEST_OPSET:
+    if opset(proto) >= OLDEST_OPSET:
         return proto
     return version_converter.convert_version(proto, OLDEST_OPSET)

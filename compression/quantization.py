@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -13,7 +13,15 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from pydantic import Field
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    check_smaller,
+)
 from compression.calibration import Calibration, Calibrator
 from compression.chatter import quiet
 from compression.inspection import (
@@ -21,6 +29,7 @@ from compression.inspection import (
     hidden_operators,
     quantization_marks,
     quantized_operators,
+    weighted_operators,
     weights_by_dtype,
 )
 from compression.model import Form, OnnxModel
@@ -108,6 +117,8 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
                 f"{_listed(hidden)} lie inside a Scan, Loop or If, which quantization does not enter. Export "
                 "the model without it."
             )
+        if not weighted_operators(model):
+            raise PassRefusedError("the model has no convolution or matrix product with weights.")
         stored = weights_by_dtype(model)
         if "float16" in stored:
             raise PassRefusedError("the model is float16. Quantize from float32.")
@@ -132,29 +143,24 @@ def promised(after: OnnxModel, bytes_before: int) -> Facts:
     """What quantization promises, found on its artifact: integer operators, int8 weights, a smaller file.
 
     Raises:
-        BrokenPromiseError: One of them is missing.
+        BrokenPromiseError: There are no integer operators or weights.
+        PassRefusedError: The file is no smaller.
     """
     operators = quantized_operators(after)
     stored = weights_by_dtype(after)
-    bytes_after = after.proto.ByteSize()
     if not operators:
         raise BrokenPromiseError(
             "no operator computes on integers. Exclude less, or use a technique that fits the model."
         )
     if not stored.get("int8"):
         raise BrokenPromiseError("no weight is stored as int8. Exclude less.")
-    if bytes_after >= bytes_before:
-        raise BrokenPromiseError(
-            f"the file grew from {bytes_before} to {bytes_after} bytes: scales outweigh the weights. "
-            "Leave quantization out for so small a model."
-        )
+    sizes = check_smaller(bytes_before, after.proto.ByteSize(), "scales", "quantization")
     return {
         "quantized_operators": operators,
         "heavy_operators": sum(heavy_operators(after).values()),
         "int8_weights": stored["int8"],
         "float32_weights": stored.get("float32", 0),
-        "bytes_before": bytes_before,
-        "bytes_after": bytes_after,
+        **sizes,
     }
 
 
@@ -223,13 +229,30 @@ class StaticInt8(Int8Pass[StaticInt8Settings]):
 
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:
         """Returns the graph with QuantizeLinear and DequantizeLinear around what can be quantized."""
-        settings = self.settings
-        ready = prepared(model)
-        excluded = names_of(ready, settings.exclude_nodes)
+        return Calibrated(model, self.settings, context).quantized()
+
+
+class Calibrated:
+    """A graph with the ranges of its activations, to be quantized as often as is asked.
+
+    Args:
+        model: The float graph.
+        settings: How it is calibrated and quantized.
+        context: Holds the calibration split.
+    """
+
+    def __init__(self, model: OnnxModel, settings: StaticInt8Settings, context: PassContext) -> None:
+        self.graph = prepared(model)
+        self.excluded = names_of(self.graph, settings.exclude_nodes)
         context.report("calibrating", 0.0)
-        rows = context.splits.calibration.take(slice(0, settings.rows))
-        ranges = settings.calibrator.ranges(ready, touched(ready, settings.scheme.operators), rows)
-        return quantized(ready, ranges, settings.scheme, excluded)
+        self.rows = context.splits.calibration.take(slice(0, settings.rows))
+        self._scheme = settings.scheme
+        tensors = touched(self.graph, self._scheme.operators)
+        self._ranges = settings.calibrator.ranges(self.graph, tensors, self.rows)
+
+    def quantized(self, left_out: Collection[str] = (), only: Sequence[str] | None = None) -> OnnxModel:
+        """The graph with integers; what is `left_out` or not among `only` these nodes stays float."""
+        return quantized(self.graph, self._ranges, self._scheme, [*self.excluded, *left_out], only)
 
 
 def names_of(ready: OnnxModel, nodes: Collection[str]) -> list[str]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from compression.base import CompressionError, PassContext, PassRefusedError, Quality
+from compression.base import CompressionError, PassContext, PassRefusedError
 from compression.checkpoint import Checkpoints
 from compression.data import Splits
 from compression.model import Form, Model, TorchModel
 from compression.pipeline import Compressed, check, compress, pass_versions
 from compression.recipe import Recipe
 from compression.registry import PASSES
+from compression.signature import Array
 from compression.storage import save
 from variants import document
 from variants.build_job import CALIBRATION_FILE, Job, Outcome, Planned, Prepared, Result, build_key
@@ -27,6 +30,7 @@ from variants.host import installed_version, this_host
 from variants.metrics import find_metric
 from variants.parity import ParityError, verify
 from variants.profiling import predict
+from variants.quality import quality_ratio
 from variants.reference import reference_model, reference_training
 from variants.runtime import open_session, reference_runtime
 from variants.samples import write_golden, write_split
@@ -91,7 +95,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
         spec.seed,
         report_to_parent,
         Checkpoints(subfolder("checkpoints")),
-        quality=None if splits.validation.labels is None else _quality(spec),
+        quality=partial(quality_of, spec),
     )
     try:
         began = time.perf_counter()
@@ -130,13 +134,13 @@ def _refused(recipe: Recipe, reference: Model) -> Outcome | None:
     return None
 
 
-def _quality(spec: ModelSpec) -> Quality:
-    """The spec's metric over outputs in signature order."""
-    metric, names = find_metric(spec.metric), [output.name for output in spec.signature.outputs]
-    return Quality(
-        lambda outputs, labels: metric.of(dict(zip(names, outputs, strict=True)), labels),
-        lambda value, reference: float(metric.ratio(value, reference)),
-    )
+def quality_of(
+    spec: ModelSpec, outputs: Sequence[Array], against: Sequence[Array], labels: Array | None
+) -> float:
+    """The spec's metric of outputs over that of others, both in signature order."""
+    names = [output.name for output in spec.signature.outputs]
+    ours, theirs = (dict(zip(names, arrays, strict=True)) for arrays in (outputs, against))
+    return quality_ratio(find_metric(spec.metric), ours, theirs, labels)
 
 
 def _spec(job: Job) -> ModelSpec:

@@ -62,6 +62,13 @@ def truth(metric: Metric, reference: Outputs, labels: Array | None) -> Array | O
     return labels
 
 
+def quality_ratio(metric: Metric, outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
+    """Quality over the reference's on the same rows, 1 for as good; without labels, the agreement with it."""
+    metric = judged_by(metric, labels)
+    against = truth(metric, reference, labels)
+    return float(metric.ratio(metric.of(outputs, against), metric.of(reference, against)))
+
+
 def estimate(
     metric: Metric, outputs: Outputs, reference: Outputs, labels: Array | None, seed: int = 0
 ) -> Estimate:

@@ -40,6 +40,7 @@ GRAPH_RECIPES = (
     Recipe(name="fp16", steps=(step("fp16"),)),
     Recipe(name="int8-dynamic", steps=(step("int8-dynamic"),)),
     Recipe(name="int8-static", steps=(step("int8-static"),)),
+    Recipe(name="int8-accuracy-control", steps=(step("int8-accuracy-control"),)),
     Recipe(name="int8-smoothquant", steps=(step("int8-smoothquant"),)),
     Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5),)),
     Recipe(name="distilled", steps=(step("distill", student="current"),)),

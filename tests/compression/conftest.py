@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from compression.base import PassContext, Quality
+from compression.base import PassContext
 from compression.data import Split, Splits
 from compression.export import export
 from compression.model import OnnxModel, TorchModel
+from compression.signature import Array
 from compression.training import Training, fit, seeded
 from tests.compression.small_digits import DIGITS, digits_net, silent, small_net
 from tests.compression.small_images import trained
@@ -41,10 +43,11 @@ def artifact(reference: TorchModel) -> OnnxModel:
 
 @pytest.fixture(scope="session")
 def context(splits: Splits, reference: TorchModel) -> PassContext:
-    quality = Quality(
-        lambda outputs, labels: float((outputs[0].argmax(-1) == labels).mean()),
-        lambda value, reference: value / reference,
-    )
+    def quality(outputs: Sequence[Array], against: Sequence[Array], labels: Array | None) -> float:
+        ours, theirs = (each[0].argmax(-1) for each in (outputs, against))
+        truth = theirs if labels is None else labels
+        return float((ours == truth).mean() / (theirs == truth).mean())
+
     return PassContext(
         splits, reference, {"small": small_net}, Training(epochs=4), 0, silent, quality=quality
     )

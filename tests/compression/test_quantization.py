@@ -8,16 +8,23 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from compression import importing
 from compression.base import AnyPass, BrokenPromiseError, PassContext, PassRefusedError
-from compression.data import Split, Splits
+from compression.batching import batched
+from compression.data import Split, Splits, divided
 from compression.export import export
 from compression.inference import infer
 from compression.inspection import count, flops, parameters, quantized_operators, weights_by_dtype
 from compression.model import OnnxModel, TorchModel
+from compression.pipeline import RecipeRefusedError, compress
 from compression.precision import Float16, Float16Settings
 from compression.quantization import DynamicInt8, DynamicInt8Settings, StaticInt8, StaticInt8Settings
+from compression.recipe import Recipe, step
+from compression.registry import make_pass
 from compression.signature import Signature, TensorSpec
-from tests.compression.small_digits import accuracy
+from compression.training import Training
+from tests.compression.foreign_graphs import WEIGHT, WIDE, X, looping, model, node, value
+from tests.compression.small_digits import accuracy, silent
 
 DYNAMIC = DynamicInt8(DynamicInt8Settings())
 STATIC = StaticInt8(StaticInt8Settings())
@@ -236,3 +243,35 @@ def test_a_node_that_is_folded_away_cannot_be_excluded(context: PassContext) -> 
 def test_excluding_a_node_that_is_not_there_is_refused(artifact: OnnxModel, context: PassContext) -> None:
     with pytest.raises(PassRefusedError, match="there is no node nonsense"):
         StaticInt8(StaticInt8Settings(exclude_nodes=("nonsense",))).requires(artifact, context)
+
+
+def foreign(proto: onnx.ModelProto) -> tuple[OnnxModel, PassContext]:
+    """A small file as `mipgate add` takes it in, with rows for it."""
+    rows = Split({"x": X})
+    context = PassContext(divided(rows), None, {}, Training(), 0, silent)
+    return batched(importing.normalized(proto), rows.inputs), context
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-accuracy-control", "int8-smoothquant"])
+def test_nothing_to_quantize_is_refused_before_anything_is_tried(name: str) -> None:
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", WIDE])]
+    graph, context = foreign(model([node("Relu", ["x"], ["r"]), node("Add", ["r", "x"], ["y"])], *ends))
+    with pytest.raises(PassRefusedError, match="no convolution or matrix product with weights"):
+        make_pass(step(name)).requires(graph, context)
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "int4-weights", "fp16"])
+def test_a_model_too_small_to_gain_is_skipped_and_not_failed(name: str) -> None:
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", 2])]
+    graph, context = foreign(model([node("MatMul", ["x", "w"], ["y"])], *ends, w=WEIGHT[:, :2]))
+    with pytest.raises(RecipeRefusedError, match=r"would grow from \d+ to \d+ bytes.*so small a model"):
+        compress(Recipe(name="tiny", steps=(step(name),)), graph, context)
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "int4-weights"])
+def test_what_only_the_body_of_a_loop_reads_stays_stored(name: str) -> None:
+    graph, context = foreign(looping().proto)
+    artifact = compress(Recipe(name="looped", steps=(step(name),)), graph, context).artifact
+    rows = context.splits.validation
+    right, close = (infer(each, rows, len(rows))[0] for each in (graph, artifact))
+    assert np.linalg.norm(close - right) < 0.2 * np.linalg.norm(right)
