@@ -2,9 +2,9 @@
 PORT ?= 3000
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := compression variants service loadtests tests
+SOURCES := compression variants service loadtests deploy tests
 
-.PHONY: help install demo test lint types format bench clean
+.PHONY: help install demo test lint types format ops bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,11 @@ test: lint types  ## Lint, types and tests.
 format: install  ## Format the code and mend what can be mended.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+ops: install  ## Start gateway, Prometheus and a little load here, print what every panel says, stop it all.
+	$(BIN)/mipgate build digits --quiet
+	$(BIN)/python -m deploy.ops.show --prometheus \
+		"$$($(BIN)/python -c 'from tests.debian import program; print(program("prometheus", "usr/bin/prometheus"))')"
 
 bench: install  ## Measure the data plane beside other ways to serve the same file.
 	$(BIN)/mipgate build digits --quiet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def _joined(panel: Panel) -> list[model.DataTransformerConfig]:
 
 
 _TABULAR = ("table", "points")
-_MAKERS = {
+_MAKERS: dict[str, Callable[[Panel], Any]] = {
     "lines": _lines, "stack": _stack, "number": _number, "names": _names, "bars": _bars, "table": _table,
     "points": _points,
 }  # fmt: skip

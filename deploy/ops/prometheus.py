@@ -69,7 +69,7 @@ def running_prometheus(
         RuntimeError: It ended, or did not get ready.
     """
     with (folder / "prometheus.log").open("wb") as log:
-        command = [program, f"--config.file={_configured(folder, targets, every_s)}"]
+        command = [str(program), f"--config.file={_configured(folder, targets, every_s)}"]
         command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:

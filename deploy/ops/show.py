@@ -65,7 +65,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _gateway(port: int, log: Path) -> Iterator[None]:
-    command = [_BIN / "mipgate", "serve", "--host", "127.0.0.1", "--port", str(port), "--no-examples"]
+    command = [str(_BIN / "mipgate"), "serve", "--host", "127.0.0.1", "--port", str(port), "--no-examples"]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:
         try:
             _wait_until_ready(server, f"http://127.0.0.1:{port}/v2/health/ready", log)
@@ -88,7 +88,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> N
 
 def _load(url: str, model: str, seconds: int) -> None:
     command = [
-        _BIN / "locust",
+        str(_BIN / "locust"),
         "-f",
         "loadtests/locustfile.py",
         "--headless",
