@@ -7,13 +7,16 @@ whose app raised hanging until its timeout.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import Any
 
 import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from service.departure import Departure
 from service.errors import (
     INTERNAL_MESSAGE,
     BadRequestError,
@@ -24,8 +27,9 @@ from service.errors import (
     TooLargeError,
     UnavailableError,
 )
-from service.fleet import LoadedModel, LoadedVariant
-from service.inference import Answer, Inference
+from service.inference import Inference, Outcome
+from service.loaded import LoadedModel, LoadedVariant
+from service.metrics import exposition
 from service.protocol import InferRequest, encode
 from service.repository import Repository
 from service.routing import SLO_HEADERS
@@ -50,7 +54,7 @@ Target = tuple[LoadedModel, LoadedVariant | None]
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection before its request was complete."""
+    """The client closed the connection before its answer was there."""
 
 
 class DataPlane:
@@ -82,7 +86,7 @@ class DataPlane:
             else:
                 await self._control(path, scope, receive, send)
         except ClientGoneError:
-            log.debug("the client left before its request was read")
+            log.debug("the client left before its answer was there")
         except ServiceError as error:
             headers = [*error.headers(), (b"x-mipgate-request-id", self._inference.new_id().encode())]
             await _send_json(send, error.status, {"error": str(error)}, headers)
@@ -93,10 +97,11 @@ class DataPlane:
             await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, headers)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """BentoML's part; counts are exact when they are scraped, and no body is larger than here."""
+        """BentoML's part, but for metrics; no body is larger than here."""
         if scope["type"] == "http":
             if scope["path"] == "/metrics":
-                self._inference.metrics.tallies.flush()
+                await self._tell_metrics(send)
+                return
             length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
             if length.isdigit() and int(length[:_LONGEST_LENGTH]) > self._max_body:
                 error = self._too_large()
@@ -104,18 +109,35 @@ class DataPlane:
                 return
         await self._app(scope, receive, send)
 
+    async def _tell_metrics(self, send: Send) -> None:
+        """What Prometheus scrapes; counts are exact at that moment."""
+        self._inference.metrics.tallies.flush()
+        body = await asyncio.to_thread(exposition)
+        headers = [(b"content-type", CONTENT_TYPE_LATEST.encode()), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
     async def _infer(self, path: str, scope: Scope, receive: Receive, send: Send, arrived: float) -> None:
         if self._generation != self._inference.fleet.generation:
             self._generation = self._inference.fleet.generation
             self._targets.clear()
         model, pinned = self._targets.get(path) or self._find(path)
         model.inflight += 1
+        departure = Departure(receive)
         try:
             request, parameters = await self._read(model, pinned, scope, receive)
-            answer = await self._inference.infer(model, pinned, request, parameters, arrived)
+            answer = await self._inference.infer(
+                model, pinned, request, parameters, arrived, departure.watch
+            )
+        except asyncio.CancelledError:
+            if not departure.happened:
+                raise
+            raise ClientGoneError from None
         finally:
+            departure.forget()
             model.inflight -= 1
-        request_id = request.id or self._inference.new_id()
+        assert answer.outputs is not None  # a failure is an exception
+        request_id = answer.request_id
         said = {
             "variant": answer.variant.name,
             "tier": answer.tier,
@@ -219,7 +241,7 @@ class DataPlane:
             f"the body is larger than {self._max_body} bytes. Send less, or raise MIPGATE_MAX_BODY_BYTES."
         )
 
-    def _headers(self, answer: Answer, json_length: int | None) -> Headers:
+    def _headers(self, answer: Outcome, json_length: int | None) -> Headers:
         key = (answer.variant.name, answer.tier, answer.degraded)
         fixed = self._response_headers.get(key)
         if fixed is None:
@@ -237,7 +259,7 @@ def _is_ours(path: str) -> bool:
     return path.startswith("/v2/") or path == "/v2"
 
 
-def _timing(answer: Answer) -> bytes:
+def _timing(answer: Outcome) -> bytes:
     timing = b"queue;dur=%.3f, infer;dur=%.3f" % (answer.queue_s * 1e3, answer.infer_s * 1e3)
     if not answer.transform_s:
         return timing

@@ -35,6 +35,7 @@ async def predict(
         answer = await core.infer(model, pinned, request, {"tier": tier} if tier else {}, arrived)
     except ServiceError as error:
         raise BentoMLException(str(error), error_code=HTTPStatus(error.status)) from error
+    assert answer.outputs is not None  # a failure is an exception
     return {
         "outputs": {name: array.tolist() for name, array in answer.outputs.items()},
         "variant": answer.variant.name,

@@ -18,7 +18,8 @@ from service.errors import (
     NotFoundError,
     UnavailableError,
 )
-from service.fleet import Fleet, LoadedModel
+from service.fleet import Fleet
+from service.loaded import LoadedModel
 from service.openapi import DocumentedModel, document
 from service.protocol import metadata
 from variants.document import DocumentError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import BadRequestError, UnavailableError, UnmeetableSloError
-from variants.frontier import fastest
+from variants.frontier import TIE, fastest
 from variants.serving_spec import ServingSpec, TierSpec
 
 # Header by parameter; parameters win over headers.
@@ -18,9 +18,15 @@ SLO_HEADERS: dict[bytes, str] = {
     b"x-mipgate-max-latency-ms": "max_latency_ms",
     b"x-mipgate-allow-degrade": "allow_degrade",
     b"x-mipgate-sticky-key": "sticky_key",
+    b"x-mipgate-priority": "priority",
 }
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _LONGEST_DEADLINE_MS = 3_600_000.0
+_OWN_TERMS = {"min_accuracy", "max_latency_ms", "allow_degrade", "priority"}
+_PRIORITIES = {"interactive": True, "batch": False}
+# Of requests of priority `batch` that state none: nobody waits at a screen for them.
+BATCH_DEADLINE_MS = 60_000.0
+_BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +38,14 @@ class Slo:
         floor: Lowest quality ratio that may answer.
         deadline_ms: Time it gives, from its arrival.
         degraded_floor: How low the floor may sink under load, or None when it may not.
+        urgent: Whether its priority is `interactive`, not `batch`.
     """
 
     tier: TierSpec
     floor: float
     deadline_ms: float
     degraded_floor: float | None = None
+    urgent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +56,33 @@ class Candidate:
         version: `recipe@build`.
         name: The recipe.
         ratio: Validation quality over the reference's, on the runtime that serves.
-        predict_ms: Time of a call with so many rows.
+        predict_ms: Time of a call with so many rows, as this host runs now.
+        profiled_ms: The same by the profile alone.
     """
 
     version: str
     name: str
     ratio: float
     predict_ms: Callable[[int], float]
+    profiled_ms: Callable[[int], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the gateway is, as one request meets it.
+
+    Attributes:
+        time_left_ms: Until its deadline.
+        completion_ms: Predicted time until a variant's answer would be there; infinite when it would make
+            others late.
+        wait_ms: Predicted time until all that waits is done.
+        lowered: The floor, for the time being, of requests that allow degrading, or None.
+    """
+
+    time_left_ms: float
+    completion_ms: Callable[[Candidate], float]
+    wait_ms: float
+    lowered: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +139,7 @@ class SloReader:
                 f'{self._spec.model} has no tier "{str(tier)[:80]}". It has {", ".join(self._tiers)}.'
             )
         _check_sticky_key(parameters.get("sticky_key"))
-        if not parameters.keys() & {"min_accuracy", "max_latency_ms", "allow_degrade"}:
+        if not parameters.keys() & _OWN_TERMS:
             return plain
         return self._with_own_terms(plain, parameters)
 
@@ -124,43 +152,91 @@ class SloReader:
         degraded_floor = None
         if _boolean(parameters, "allow_degrade"):
             degraded_floor = min(floor, self._spec.degrade_floor if minimum is None else minimum)
-        return Slo(plain.tier, floor, plain.deadline_ms if deadline is None else deadline, degraded_floor)
+        urgent = _is_urgent(parameters)
+        if deadline is None:
+            deadline = plain.deadline_ms if urgent else max(plain.deadline_ms, BATCH_DEADLINE_MS)
+        return Slo(plain.tier, floor, deadline, degraded_floor, urgent)
 
 
-def choose(slo: Slo, rows: int, candidates: Sequence[Candidate], wait_ms: float) -> Decision:
+def choose(slo: Slo, rows: int, candidates: Sequence[Candidate], load: Load) -> Decision:
     """The variant that answers: at or above the floor, the lowest predicted completion.
 
     Args:
         slo: What the request asks for.
         rows: Rows in the request.
         candidates: Released variants that serve.
-        wait_ms: Predicted time until the device is free.
+        load: How busy the gateway is.
 
     Raises:
         UnmeetableSloError: No variant could meet the floor, or the deadline even on an idle gateway.
-        UnavailableError: The queue is too long for the deadline.
+        UnavailableError: Too much waits for the deadline.
     """
-    # Lateness before ties: a better variant that would be late is no answer.
-    in_time = [c for c in candidates if wait_ms + c.predict_ms(rows) <= slo.deadline_ms]
-    if best := _fastest_above(slo.floor, in_time, rows):
+    floor, degraded_floor = slo.floor, slo.degraded_floor
+    if load.lowered is not None and degraded_floor is not None:
+        floor = min(floor, max(degraded_floor, load.lowered))
+    best = _soonest(floor, candidates, rows, load)
+    if best is None and degraded_floor is not None:
+        best = _soonest(degraded_floor, candidates, rows, load)
+    if best is None:
+        lowest = slo.floor if degraded_floor is None else degraded_floor
+        raise _refusal(lowest, slo.deadline_ms, rows, candidates, load.wait_ms)
+    if best.ratio >= slo.floor:
         return Decision(best.version, "meets the floor")
-    if slo.degraded_floor is None:
-        raise _refusal(slo.floor, slo.deadline_ms, rows, candidates, wait_ms)
-    if lower := _fastest_above(slo.degraded_floor, in_time, rows):
-        wanted = _fastest_above(slo.floor, candidates, rows)
-        return Decision(lower.version, "degraded to be in time", wanted.name if wanted else "")
-    raise _refusal(slo.degraded_floor, slo.deadline_ms, rows, candidates, wait_ms)
+    usual = _fastest_above(slo.floor, candidates, rows)
+    return Decision(best.version, "degraded to be in time", usual.name if usual else "")
 
 
-def admit(slo: Slo, rows: int, pinned: Candidate, wait_ms: float) -> None:
+def ladder(slo: Slo, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """What a request may be answered by on each step down: each cheaper than the one before, and worse.
+
+    The first is what meets the floor at the least device time, or the best there is.
+    """
+    deadline_ms = slo.deadline_ms
+    ranked = sorted(candidates, key=lambda c: c.ratio, reverse=True)
+    eligible = [c for c in ranked if c.ratio >= slo.floor] or ranked[:1]
+    steps = [min(eligible, key=lambda c: work_ms(c, deadline_ms))] if eligible else []
+    if slo.degraded_floor is not None:
+        for lower in ranked:
+            if slo.degraded_floor <= lower.ratio < slo.floor and (
+                work_ms(lower, deadline_ms) * TIE < work_ms(steps[-1], deadline_ms)
+            ):
+                steps.append(lower)
+    return tuple(steps)
+
+
+def work_ms(candidate: Candidate, deadline_ms: float) -> float:
+    """Device time per row in the best batch that leaves half of the deadline for waiting."""
+    times = [candidate.predict_ms(rows) for rows in _BATCHES]
+    return min(
+        [time / rows for rows, time in zip(_BATCHES, times, strict=True) if time <= deadline_ms / 2],
+        default=times[0],
+    )
+
+
+def admit(slo: Slo, rows: int, pinned: Candidate, load: Load) -> None:
     """Checks that a pinned variant can be in time.
 
     Raises:
         UnmeetableSloError: Not even on an idle gateway.
-        UnavailableError: The queue is too long for the deadline.
+        UnavailableError: Too much waits for the deadline.
     """
-    if wait_ms + pinned.predict_ms(rows) > slo.deadline_ms:
-        raise _refusal(pinned.ratio, slo.deadline_ms, rows, [pinned], wait_ms)
+    if load.completion_ms(pinned) > load.time_left_ms:
+        raise _refusal(pinned.ratio, slo.deadline_ms, rows, [pinned], load.wait_ms)
+
+
+def _soonest(floor: float, candidates: Iterable[Candidate], rows: int, load: Load) -> Candidate | None:
+    """The one of lowest completion that is in time; of those that take as long, the best."""
+    # Lateness before ties: a better variant that would be late is no answer.
+    in_time = [
+        (completion, c)
+        for c in candidates
+        if c.ratio >= floor and (completion := load.completion_ms(c)) <= load.time_left_ms
+    ]
+    if len(in_time) < 2:
+        return in_time[0][1] if in_time else None
+    first = min(in_time, key=lambda pair: pair[0])[1]
+    limit = first.predict_ms(rows) * TIE
+    return max([c for _, c in in_time if c.predict_ms(rows) <= limit], key=lambda c: c.ratio)
 
 
 def _fastest_above(floor: float, candidates: Iterable[Candidate], rows: int) -> Candidate | None:
@@ -182,8 +258,8 @@ def _refusal(
             f"no variant reaches a quality ratio of {floor:g}; the nearest is {nearest.name} with "
             f"{reached:.4f}. Ask for min_accuracy {reached:.4f} or less, or a lower tier."
         )
-    nearest = min(eligible, key=lambda c: c.predict_ms(rows))
-    alone_ms = nearest.predict_ms(rows)
+    nearest = min(eligible, key=lambda c: c.profiled_ms(rows))
+    alone_ms = nearest.profiled_ms(rows)
     if alone_ms > deadline_ms:
         return UnmeetableSloError(
             f"no variant at a quality ratio of {floor:g} answers {rows} row(s) within "
@@ -191,7 +267,7 @@ def _refusal(
             "Send fewer rows, or give more time."
         )
     return UnavailableError(
-        f"the queue is {wait_ms:.0f} ms long, more than the deadline of {deadline_ms:g} ms leaves. "
+        f"what waits already takes {wait_ms:.0f} ms, more than the deadline of {deadline_ms:g} ms leaves. "
         "Try again after Retry-After.",
         "capacity",
         wait_ms / 1e3,
@@ -220,6 +296,14 @@ def _boolean(parameters: Mapping[str, Any], name: str) -> bool:
     known = _BOOLEANS.get(value.lower()) if isinstance(value, str) else None
     if known is None:
         raise BadRequestError(f"parameter {name} is {str(value)[:80]!r}. Send true or false.")
+    return known
+
+
+def _is_urgent(parameters: Mapping[str, Any]) -> bool:
+    value = parameters.get("priority", "interactive")
+    known = _PRIORITIES.get(value) if isinstance(value, str) else None
+    if known is None:
+        raise BadRequestError(f"parameter priority is {str(value)[:80]!r}. Send interactive or batch.")
     return known
 
 

@@ -1,4 +1,4 @@
-"""One scheduler per compute device: queues per variant, earliest deadline first, batches that fit.
+"""One scheduler per compute device: what comes first, which requests share a batch, who is told what.
 
 Two models never run at the same time on one device, so that predicted latencies stay true. Batches of tiny
 models run on the event loop; heavy ones in one executor thread (the runtime releases the GIL).
@@ -8,43 +8,23 @@ Everything but that thread's work happens on the event loop: no locks.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 
 from compression.signature import Array
 from service.errors import DeadlineError, InferenceError, UnavailableError
+from service.queues import Backlog, Executable, Job
 
 log = logging.getLogger("mipgate.scheduler")
 
 _CLOSED = "this gateway is shutting down. Try again; another takes over."
 _LATE = "the deadline passed before the answer was there. Give more time, or ask for a faster tier."
-
-
-class Executable(Protocol):
-    """What the scheduler needs of a loaded variant."""
-
-    key: str
-    max_batch_rows: int
-
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """Runs one batch."""
-
-    def predict_ms(self, rows: int) -> float:
-        """Predicted time of a batch."""
-
-    def shape_key(self, inputs: Mapping[str, Array]) -> Hashable:
-        """Requests of the same key can share a batch."""
-
-    def executed(self, rows: int, requests: int, seconds: float) -> None:
-        """Told of each batch that ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,57 +51,22 @@ class Completed:
         queue_s: Time it waited.
         infer_s: Time that its batch ran.
         batch_rows: Rows of that batch.
+        started: When that batch began, on the scheduler's clock; the same for all of its requests.
     """
 
     outputs: list[Array]
     queue_s: float
     infer_s: float
     batch_rows: int
-
-
-@dataclass(order=True, slots=True)
-class _Job:
-    deadline: float
-    number: int
-    inputs: Mapping[str, Array] = field(compare=False)
-    rows: int = field(compare=False)
-    bytes: int = field(compare=False)
-    arrived: float = field(compare=False)
-    future: asyncio.Future[Completed] = field(compare=False)
-    has_timer: bool = field(default=False, compare=False)
+    started: float
 
 
 @dataclass(slots=True)
-class _Backlog:
+class _Held:
     """What waits for one variant, in all of its queues."""
 
     requests: int = 0
     bytes: int = 0
-
-
-class _Queue:
-    """The waiting requests of one variant that can share batches, earliest deadline first."""
-
-    __slots__ = ("backlog", "jobs", "rows", "variant")
-
-    def __init__(self, variant: Executable, backlog: _Backlog) -> None:
-        self.variant = variant
-        self.backlog = backlog
-        self.jobs: list[_Job] = []
-        self.rows = 0
-
-    def push(self, job: _Job) -> None:
-        heapq.heappush(self.jobs, job)
-        self.rows += job.rows
-        self.backlog.requests += 1
-        self.backlog.bytes += job.bytes
-
-    def pop(self) -> _Job:
-        job = heapq.heappop(self.jobs)
-        self.rows -= job.rows
-        self.backlog.requests -= 1
-        self.backlog.bytes -= job.bytes
-        return job
 
 
 class Scheduler:
@@ -130,8 +75,8 @@ class Scheduler:
     def __init__(self, limits: Limits, clock: Callable[[], float] = perf_counter) -> None:
         self._limits = limits
         self._clock = clock
-        self._queues: dict[Hashable, _Queue] = {}  # none of them is empty
-        self._backlogs: dict[str, _Backlog] = {}
+        self._backlog: Backlog[Completed] = Backlog()
+        self._held: dict[str, _Held] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mipgate-device")
         self._busy_until: float | None = None
         self._dispatch_planned = False
@@ -140,16 +85,50 @@ class Scheduler:
 
     def depth(self, key: str) -> int:
         """Requests that wait for a variant."""
-        return self._backlogs[key].requests if key in self._backlogs else 0
+        return self._held[key].requests if key in self._held else 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return self._busy_until is None and not self._backlog.queues
+
+    def is_inline(self, variant: Executable, rows: int) -> bool:
+        """Whether a batch of so many rows runs on the event loop."""
+        return variant.predict_ms(rows) <= self._limits.inline_ms
 
     def wait_ms(self) -> float:
         """Predicted time until everything that waits or runs now is done."""
-        waiting = sum(queue.variant.predict_ms(queue.rows) for queue in self._queues.values())
-        running = 0.0 if self._busy_until is None else max(0.0, self._busy_until - self._clock()) * 1e3
-        return waiting + running
+        now = self._clock()
+        return self._backlog.work_ms() + (self._free_at(now) - now) * 1e3
+
+    def completion_ms(
+        self, variant: Executable, inputs: Mapping[str, Array], rows: int, deadline: float, urgent: bool
+    ) -> float:
+        """Predicted time until a request that comes now would be done.
+
+        Args:
+            variant: What is to answer it.
+            inputs: Arrays `(rows, ...)` by name.
+            rows: Length of the batch axis; more than a batch may have run in parts.
+            deadline: On the scheduler's clock.
+            urgent: Whether its priority is `interactive`.
+
+        Returns:
+            Milliseconds; infinity when it would make others late that were admitted.
+        """
+        if self._busy_until is None and not self._backlog.queues:
+            return variant.predict_ms(rows)
+        now = self._clock()
+        key = (variant.key, variant.shape_key(inputs), urgent)
+        return (self._backlog.forecast(key, variant, urgent, rows, deadline, self._free_at(now)) - now) * 1e3
 
     def submit(
-        self, variant: Executable, inputs: Mapping[str, Array], rows: int, deadline: float
+        self,
+        variant: Executable,
+        inputs: Mapping[str, Array],
+        rows: int,
+        deadline: float,
+        urgent: bool = True,
     ) -> asyncio.Future[Completed]:
         """Queues a request; the future ends with its outputs or an error of `service.errors`.
 
@@ -158,6 +137,7 @@ class Scheduler:
             inputs: Arrays `(rows, ...)` by name.
             rows: Length of the batch axis.
             deadline: On the scheduler's clock.
+            urgent: Whether its priority is `interactive`; others have a share of the time while those wait.
 
         Raises:
             UnavailableError: The variant's queue is full, or the scheduler is closed.
@@ -165,21 +145,21 @@ class Scheduler:
         if self._closed:
             raise UnavailableError(_CLOSED)
         loop = asyncio.get_running_loop()
-        backlog = self._backlogs.setdefault(variant.key, _Backlog())
-        size = sum(array.nbytes for array in inputs.values())
-        if backlog.requests >= self._limits.requests or backlog.bytes + size > self._limits.bytes:
+        held = self._held.get(variant.key)
+        if held is None:
+            held = self._held[variant.key] = _Held()
+        size = sum([array.nbytes for array in inputs.values()])
+        if held.requests >= self._limits.requests or held.bytes + size > self._limits.bytes:
             raise UnavailableError(
                 f"the queue of {variant.key} is full. Try again after Retry-After.",
                 "capacity",
                 self.wait_ms() / 1e3,
             )
-        key = (variant.key, variant.shape_key(inputs))
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = _Queue(variant, backlog)
         self._count += 1
-        job = _Job(deadline, self._count, inputs, rows, size, self._clock(), loop.create_future())
-        queue.push(job)
+        job = Job(deadline, self._count, rows, inputs, size, self._clock(), loop.create_future())
+        held.requests += 1
+        held.bytes += size
+        self._backlog.push((variant.key, variant.shape_key(inputs), urgent), variant, urgent, job)
         if self._busy_until is not None:
             self._set_timer(loop, job, job.arrived)
         else:
@@ -189,15 +169,16 @@ class Scheduler:
     def close(self) -> None:
         """Lets the running batch end and refuses what waits and what comes."""
         self._closed = True
-        for queue in self._queues.values():
-            while queue.jobs:
-                job = queue.pop()
-                if not job.future.done():
-                    job.future.set_exception(UnavailableError(_CLOSED))
-        self._queues.clear()
+        for job in self._backlog.clear():
+            if not job.future.done():
+                job.future.set_exception(UnavailableError(_CLOSED))
+        self._held.clear()
         self._executor.shutdown(wait=True)
 
-    def _set_timer(self, loop: asyncio.AbstractEventLoop, job: _Job, now: float) -> None:
+    def _free_at(self, now: float) -> float:
+        return now if self._busy_until is None else max(now, self._busy_until)
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop, job: Job[Completed], now: float) -> None:
         """The device may be held beyond a request's deadline; its answer must not wait for it."""
         if not (job.has_timer or job.future.done()):
             job.has_timer = True
@@ -219,61 +200,79 @@ class Scheduler:
         if batch is None:
             return
         variant, jobs, rows = batch
-        predicted_ms = variant.predict_ms(rows)
-        if predicted_ms <= self._limits.inline_ms:
-            _finish(variant, jobs, rows, self._clock(), *_run(variant, jobs, self._clock))
-            if self._queues:
+        started = self._clock()
+        if self.is_inline(variant, rows):
+            ran = _run(variant, jobs, self._clock)
+            self._finish(variant, jobs, rows, started, ran)
+            if self._backlog.queues:
                 self._plan_dispatch(loop)
             return
-        started = self._clock()
-        self._busy_until = started + predicted_ms / 1e3
+        self._busy_until = started + variant.predict_ms(rows) / 1e3
         running = loop.run_in_executor(self._executor, _run, variant, jobs, self._clock)
-        for job in chain(jobs, *(queue.jobs for queue in self._queues.values())):
+        waiting = (queue.jobs[queue.start :] for queue in self._backlog.queues.values())
+        for job in chain(jobs, *waiting):
             self._set_timer(loop, job, started)
 
         def done(future: asyncio.Future[_Ran]) -> None:
             self._busy_until = None
-            _finish(variant, jobs, rows, started, *future.result())
+            self._finish(variant, jobs, rows, started, future.result())
             self._dispatch(loop)
 
         running.add_done_callback(done)
 
-    def _next_batch(self) -> tuple[Executable, list[_Job], int] | None:
-        """The queue with the earliest deadline, and as many of its requests as that deadline allows."""
-        while self._queues:
-            key, queue = min(self._queues.items(), key=lambda item: item[1].jobs[0].deadline)
-            jobs = self._take(queue)
-            if not queue.jobs:
-                del self._queues[key]
+    def _next_batch(self) -> tuple[Executable, list[Job[Completed]], int] | None:
+        """The most urgent batch without the requests that expired or whose clients left: they never run."""
+        while batch := self._backlog.next_batch(self._clock()):
+            variant, taken = batch
+            held, now = self._held[variant.key], self._clock()
+            jobs, rows = [], 0
+            for job in taken:
+                held.requests -= 1
+                held.bytes -= job.bytes
+                if job.future.done():
+                    continue
+                if job.deadline < now:
+                    _expire(job.future)
+                    continue
+                jobs.append(job)
+                rows += job.rows
             if jobs:
-                return queue.variant, jobs, sum(job.rows for job in jobs)
+                return variant, jobs, rows
         return None
 
-    def _take(self, queue: _Queue) -> list[_Job]:
-        now = self._clock()
-        variant, jobs, rows = queue.variant, list[_Job](), 0
-        while queue.jobs:
-            head = queue.jobs[0]
-            if jobs and (
-                rows + head.rows > variant.max_batch_rows
-                or now + variant.predict_ms(rows + head.rows) / 1e3 > jobs[0].deadline
-            ):
-                break
-            job = queue.pop()
+    def _finish(
+        self, variant: Executable, jobs: list[Job[Completed]], rows: int, started: float, ran: _Ran
+    ) -> None:
+        """Gives each request its rows of the batch's outputs."""
+        outputs, seconds = ran
+        if isinstance(outputs, Exception):
+            log.error("%s failed on a batch of %d rows", variant.key, rows, exc_info=outputs)
+        elif any([np.shape(output)[:1] != (rows,) for output in outputs]):
+            shapes = [np.shape(output) for output in outputs]
+            log.error("%s gave shapes %s for a batch of %d rows", variant.key, shapes, rows)
+            outputs = ValueError("wrong number of rows")
+        failed = isinstance(outputs, Exception)
+        variant.executed(rows, len(jobs), seconds, self._clock() - started, not failed)
+        offset = 0
+        for job in jobs:
             if job.future.done():
-                continue  # expired or abandoned: it never runs
-            if job.deadline < now:
+                pass  # it expired while the batch ran
+            elif started + seconds > job.deadline:
                 _expire(job.future)
-                continue
-            jobs.append(job)
-            rows += job.rows
-        return jobs
+            elif isinstance(outputs, Exception):
+                job.future.set_exception(
+                    InferenceError(f"{variant.key} failed on this batch. Try again, or pin another variant.")
+                )
+            else:
+                part = outputs if job.rows == rows else [o[offset : offset + job.rows] for o in outputs]
+                job.future.set_result(Completed(part, started - job.arrived, seconds, rows, started))
+            offset += job.rows
 
 
 _Ran = tuple[list[Array] | Exception, float]
 
 
-def _run(variant: Executable, jobs: list[_Job], clock: Callable[[], float]) -> _Ran:
+def _run(variant: Executable, jobs: list[Job[Completed]], clock: Callable[[], float]) -> _Ran:
     """Runs a batch; returns its outputs or what went wrong, and the seconds it took."""
     started = clock()
     try:
@@ -283,42 +282,10 @@ def _run(variant: Executable, jobs: list[_Job], clock: Callable[[], float]) -> _
     return outputs, clock() - started
 
 
-def _stack(jobs: list[_Job]) -> Mapping[str, Array]:
+def _stack(jobs: list[Job[Completed]]) -> Mapping[str, Array]:
     if len(jobs) == 1:
         return jobs[0].inputs
     return {name: np.concatenate([job.inputs[name] for job in jobs]) for name in jobs[0].inputs}
-
-
-def _finish(
-    variant: Executable,
-    jobs: list[_Job],
-    rows: int,
-    started: float,
-    outputs: list[Array] | Exception,
-    seconds: float,
-) -> None:
-    """Gives each request its rows of the batch's outputs."""
-    variant.executed(rows, len(jobs), seconds)
-    if isinstance(outputs, Exception):
-        log.error("%s failed on a batch of %d rows", variant.key, rows, exc_info=outputs)
-    elif any(np.shape(output)[:1] != (rows,) for output in outputs):
-        shapes = [np.shape(output) for output in outputs]
-        log.error("%s gave shapes %s for a batch of %d rows", variant.key, shapes, rows)
-        outputs = ValueError("wrong number of rows")
-    offset = 0
-    for job in jobs:
-        if job.future.done():
-            pass  # it expired while the batch ran
-        elif started + seconds > job.deadline:
-            _expire(job.future)
-        elif isinstance(outputs, Exception):
-            job.future.set_exception(
-                InferenceError(f"{variant.key} failed on this batch. Try again, or pin another variant.")
-            )
-        else:
-            part = outputs if job.rows == rows else [o[offset : offset + job.rows] for o in outputs]
-            job.future.set_result(Completed(part, started - job.arrived, seconds, rows))
-        offset += job.rows
 
 
 def _expire(future: asyncio.Future[Completed]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from compression.signature import Array
 from service.errors import BadRequestError, DeadlineError, UnavailableError
-from service.fleet import LoadedModel
+from service.loaded import LoadedModel
 from service.metrics import Metrics
 from service.protocol import InferRequest
 from service.scheduler import Limits

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compression.signature import Signature, TensorSpec
+from service import routing
 from service.errors import BadRequestError, UnavailableError, UnmeetableSloError
-from service.routing import SLO_HEADERS, Candidate, Decision, Slo, SloReader, choose
+from service.routing import SLO_HEADERS, Candidate, Decision, Load, Slo, SloReader
 from variants.frontier import TIE
 from variants.serving_spec import ServingSpec, TierSpec
 
@@ -27,11 +30,17 @@ def reader(**changes: Any) -> SloReader:
 
 
 def candidate(name: str, ratio: float, ms: float) -> Candidate:
-    return Candidate(f"{name}@0123456789ab", name, ratio, lambda rows: ms * rows)
+    return Candidate(f"{name}@0123456789ab", name, ratio, lambda rows: ms * rows, lambda rows: ms * rows)
 
 
 def slo(floor: float = 0.9, deadline_ms: float = 10.0, degraded_floor: float | None = None) -> Slo:
     return Slo(TIERS[1], floor, deadline_ms, degraded_floor)
+
+
+def choose(asked: Slo, rows: int, candidates: list[Candidate], wait_ms: float) -> Decision:
+    """The decision on a gateway on which everything waits equally long."""
+    load = Load(asked.deadline_ms, lambda c: wait_ms + c.predict_ms(rows), wait_ms)
+    return routing.choose(asked, rows, candidates, load)
 
 
 # ---- what a request asks for
@@ -82,7 +91,7 @@ def test_headers_bring_strings_that_read_like_parameters() -> None:
     texts = {"tier": "fast", "min_accuracy": "0.98", "max_latency_ms": "12.5", "allow_degrade": "TRUE"}
     values = {"tier": "fast", "min_accuracy": 0.98, "max_latency_ms": 12.5, "allow_degrade": True}
     assert reader().read(texts) == reader().read(values)
-    assert set(SLO_HEADERS.values()) == {*texts, "sticky_key"}
+    assert set(SLO_HEADERS.values()) == {*texts, "sticky_key", "priority"}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -149,6 +158,20 @@ def test_whatever_parameters_say_they_are_read_or_refused(parameters: dict[str, 
     assert 0 <= read.floor <= 1
     assert 0 < read.deadline_ms <= 3_600_000
     assert read.degraded_floor is None or 0 <= read.degraded_floor <= read.floor
+
+
+def test_a_request_is_interactive_unless_it_says_batch_and_then_has_time() -> None:
+    assert reader().default.urgent
+    patient = reader().read({"priority": "batch"})
+    assert (patient.urgent, patient.deadline_ms) == (False, routing.BATCH_DEADLINE_MS)
+    assert reader().read({"priority": "batch", "max_latency_ms": 40}).deadline_ms == 40
+    assert reader().read({"priority": "interactive"}) == reader().default
+
+
+@pytest.mark.parametrize("value", ["urgent", "", 1, True, None, "BATCH"])
+def test_an_unknown_priority_says_which_there_are(value: Any) -> None:
+    with pytest.raises(BadRequestError, match=r"priority is .*interactive or batch"):
+        reader().read({"priority": value})
 
 
 # ---- which variant answers
@@ -304,3 +327,44 @@ def test_a_model_without_a_serving_variant_is_unavailable() -> None:
         choose(slo(), 1, [], 0.0)
     assert caught.value.reason == "refused"
     assert caught.value.retry_after_s > 0
+
+
+def test_a_loaded_gateway_lowers_the_floor_of_those_that_allow_it_and_no_further() -> None:
+    variants = [candidate("fp32", 1.0, 8), candidate("int8", 0.97, 2), candidate("tiny", 0.92, 1)]
+    willing = slo(0.99, deadline_ms=100, degraded_floor=0.95)
+
+    def at(asked: Slo, lowered: float) -> Decision:
+        return routing.choose(asked, 1, variants, Load(100, lambda c: c.predict_ms(1), 0.0, lowered))
+
+    assert at(slo(0.99, deadline_ms=100), 0.97).version.startswith("fp32@")
+    once = at(willing, 0.97)
+    assert (once.version[:5], once.degraded_from) == ("int8@", "fp32")
+    assert at(willing, 0.5).version.startswith("int8@")  # its own bound holds
+
+
+def test_one_that_would_make_others_late_does_not_answer() -> None:
+    variants = [candidate("fp32", 1.0, 8), candidate("int8", 0.97, 2)]
+    load = Load(100, lambda c: math.inf if c.name == "int8" else 8.0, 5.0)
+    assert routing.choose(slo(0.9, deadline_ms=100), 1, variants, load).version.startswith("fp32@")
+    with pytest.raises(UnavailableError):
+        routing.choose(slo(0.9, deadline_ms=100), 1, variants[1:], load)
+
+
+def test_a_host_that_is_slow_now_refuses_for_now_not_for_ever() -> None:
+    slow = Candidate("fp32@0123456789ab", "fp32", 1.0, lambda rows: 30.0 * rows, lambda rows: 3.0 * rows)
+    load = Load(10, lambda c: c.predict_ms(1), 0.0)
+    with pytest.raises(UnavailableError):
+        routing.choose(slo(0.9, deadline_ms=10), 1, [slow], load)
+
+
+@given(SLOS, CANDIDATES)
+def test_each_step_of_a_ladder_is_cheaper_and_worse_and_allowed(
+    asked: Slo, candidates: list[Candidate]
+) -> None:
+    steps = routing.ladder(asked, candidates)
+    assert bool(steps) == bool(candidates)
+    costs = [routing.work_ms(each, asked.deadline_ms) for each in steps]
+    assert all(later * TIE < earlier for earlier, later in pairwise(costs))
+    lower = steps[1:]
+    assert all(asked.degraded_floor is not None and each.ratio >= asked.degraded_floor for each in lower)
+    assert all(later.ratio <= earlier.ratio for earlier, later in pairwise(lower))

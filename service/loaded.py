@@ -1,0 +1,225 @@
+"""A model as this worker serves it: its variants with open sessions, and what reads its requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+from time import perf_counter
+
+from compression.signature import Array, Signature
+from service.breaker import Breaker
+from service.errors import NotFoundError, UnavailableError
+from service.metrics import Metrics
+from service.pace import DevicePace, Pace
+from service.protocol import RequestDecoder
+from service.routing import Candidate, SloReader
+from service.statistics import Statistics
+from variants.assessment import Standing
+from variants.card import Card
+from variants.catalog import StoredVariant
+from variants.golden import deviation, is_trusted, tolerance
+from variants.profile import Profile
+from variants.runtime import Runtime, RuntimeUnavailableError, Session, open_session
+from variants.samples import read_golden
+from variants.serving_spec import ServingSpec
+from variants.transforms import Transforms
+
+log = logging.getLogger("mipgate.fleet")
+
+_WARM_UP_ROWS = (1, 1, 8)
+_TABLE_ROWS = 256
+
+
+class LoadedVariant:
+    """A variant with an open session: what the scheduler runs."""
+
+    def __init__(
+        self,
+        standing: Standing,
+        spec: ServingSpec,
+        metrics: Metrics,
+        max_batch_rows: int,
+        device: DevicePace,
+    ) -> None:
+        """Opens and warms the session.
+
+        Raises:
+            RuntimeUnavailableError: The runtime that serves it refuses it now.
+        """
+        if standing.profile is None or standing.stored is None:
+            raise RuntimeUnavailableError(standing.reason)
+        self.id = standing.entry.id
+        self.key = str(self.id)
+        self.version = self.id.version
+        self.name = self.id.recipe
+        self.standing = standing
+        self.profile: Profile = standing.profile
+        self.max_batch_rows = max_batch_rows
+        self.statistics = Statistics()
+        self.breaker = Breaker()
+        self.last_used = 0.0
+        self._stored: StoredVariant = standing.stored
+        self._outputs = [output.name for output in spec.signature.outputs]
+        self._session: Session | None = None
+        self._opening = Lock()
+        self._reorder: list[int] | None = None
+        inputs = spec.signature.inputs
+        self._free_inputs = [s.name for s in inputs if any(isinstance(axis, str) for axis in s.shape[1:])]
+        self._pace = Pace(device)
+        self._profiled = [self.profile.predict_ms(rows) for rows in range(1, _TABLE_ROWS + 1)]
+        labels = (self.id.model, self.name)
+        self._inference_duration = metrics.tallies.histogram(metrics.inference_duration, *labels)
+        self._batch_size = metrics.tallies.histogram(metrics.batch_size, *labels)
+        self.queue_duration = metrics.tallies.histogram(metrics.queue_duration, *labels)
+        self.candidate = Candidate(self.version, self.name, standing.ratio, self.predict_ms, self.profiled_ms)
+        self.deviation = self._replay()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a session now; without one its next request waits until it has."""
+        return self._session is not None
+
+    def open(self) -> Session:
+        """The session, opened if there is none; from any thread.
+
+        Raises:
+            RuntimeUnavailableError: The runtime that serves it refuses it now.
+        """
+        with self._opening:
+            if self._session is None:
+                runtime = Runtime(self.profile.runtime, self.profile.precision, self.profile.threads)
+                session = open_session(self._stored.model_path, runtime)
+                names = session.output_names
+                self._reorder = (
+                    None if names == self._outputs else [names.index(name) for name in self._outputs]
+                )
+                self._session = session
+            return self._session
+
+    def close(self) -> None:
+        """Gives the session's memory back; a batch that runs ends first."""
+        self._session = None
+
+    def _replay(self) -> float:
+        """Runs the golden rows; the first request does not pay for lazy initialization then.
+
+        Returns:
+            The deviation from what the artifact answered where it was built.
+        """
+        inputs, golden = read_golden(self._stored.golden_path)
+        for rows in _WARM_UP_ROWS:
+            self.run({name: array[:rows] for name, array in inputs.items()})
+        return deviation(dict(zip(self._outputs, self.run(inputs), strict=True)), golden)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it answers the golden rows as it did where its quality was measured."""
+        allowed = tolerance(self.profile.precision, self._stored.scorecard.weights)
+        return is_trusted(self.deviation, self.profile.golden_deviation, allowed)
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Runs one batch; outputs `(rows, ...)` in the order of the signature."""
+        session = self._session or self.open()
+        outputs = session.run(inputs)
+        return outputs if self._reorder is None else [outputs[position] for position in self._reorder]
+
+    def predict_ms(self, rows: int) -> float:
+        """Predicted time of a batch, as this host runs now."""
+        return self.profiled_ms(rows) * self._pace.factor
+
+    def profiled_ms(self, rows: int) -> float:
+        """Time of a batch by the profile."""
+        return self._profiled[rows - 1] if rows <= _TABLE_ROWS else self.profile.predict_ms(rows)
+
+    def shape_key(self, inputs: Mapping[str, Array]) -> Hashable:
+        """Requests share a batch when all axes but the first have the same lengths."""
+        return tuple(inputs[name].shape for name in self._free_inputs) if self._free_inputs else None
+
+    def executed(self, rows: int, requests: int, seconds: float, held_s: float, ok: bool) -> None:
+        """Counts a batch that ran, learns the host's pace from it, and whether the variant still answers."""
+        self.last_used = perf_counter()
+        self.statistics.executed(rows, seconds)
+        self._inference_duration.observe(seconds)
+        self._batch_size.observe(rows)
+        if not ok:
+            if self.breaker.failed(self.last_used):
+                log.error(
+                    "%s gets no traffic after %d failures in a row; it is probed in %.0f s",
+                    self.key, self.breaker.failures, self.breaker.until - self.last_used,
+                )  # fmt: skip
+            return
+        self._pace.ran(self.profiled_ms(rows), held_s * 1e3)
+        if self.breaker.failures and self.breaker.answered():
+            log.warning("%s answers again", self.key)
+
+
+@dataclass
+class LoadedModel:
+    """A model as this worker serves it.
+
+    Attributes:
+        card: The card that it was loaded from.
+        decoder: Reads its requests.
+        signature: Its inputs and outputs, those that transforms add behind its own.
+        transforms: What is done before and after it.
+        slo: Reads what its requests ask for.
+        variants: By `recipe@build`, and by recipe for the build that a bare name means.
+        candidates: What the router may choose from.
+        refused: Why a variant does not serve, by recipe and `recipe@build`.
+        doubted: Profiles by `recipe@build` whose quality the golden rows call in question.
+        inflight: Requests that arrived and are not answered yet.
+    """
+
+    card: Card
+    decoder: RequestDecoder
+    slo: SloReader
+    signature: Signature
+    transforms: Transforms
+    variants: dict[str, LoadedVariant] = field(default_factory=dict)
+    candidates: list[Candidate] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    doubted: dict[str, list[Profile]] = field(default_factory=dict)
+    inflight: int = 0
+
+    @classmethod
+    def without_variants(cls, card: Card, transforms: Transforms) -> LoadedModel:
+        """The model ready to read requests."""
+        spec = card.spec
+        signature = Signature(spec.signature.inputs, (*spec.signature.outputs, *transforms.outputs))
+        decoder = RequestDecoder(signature, spec.allow_non_finite, transforms.raw)
+        return cls(card, decoder, SloReader(spec), signature, transforms)
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return self.card.spec.model
+
+    @property
+    def versions(self) -> list[str]:
+        """Names of the variants that answer: recipes in the card's order, without repetition."""
+        return list(dict.fromkeys(variant.name for variant in self.variants.values()))
+
+    def allowed(self, now: float) -> list[Candidate]:
+        """What the router may choose from without the variants whose circuit is open."""
+        variants = self.variants
+        return [each for each in self.candidates if variants[each.version].breaker.allows(now)]
+
+    def pinned(self, version: str) -> LoadedVariant:
+        """The variant of a recipe or exact build.
+
+        Raises:
+            NotFoundError: There is none.
+            UnavailableError: There is, but it is refused on this host.
+        """
+        variant = self.variants.get(version)
+        if variant is not None:
+            return variant
+        if reason := self.refused.get(version):
+            raise UnavailableError(
+                f"{self.name}/{version} is refused: {reason}. Use another variant or a tier.", "refused", 30.0
+            )
+        raise NotFoundError(
+            f'{self.name} has no variant "{version[:80]}". It has {", ".join(self.versions)}.'
+        )

@@ -1,0 +1,245 @@
+"""What waits for a device, in which order it runs, and when each of it would be done.
+
+The order is earliest deadline first over all variants; a batch takes as many requests of one queue as its
+first one's deadline allows. Requests of priority `batch` run when no other waits, and have a share of the
+device's time besides. `Backlog.next_batch` decides for real and `Backlog.forecast` plays the same decisions
+forward, so that requests are admitted on what will happen, not on the length of a queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Generic, Protocol, TypeVar
+
+from compression.signature import Array
+
+# Of the device's time for priority `batch`, while others wait too.
+BATCH_SHARE = 0.125
+_MOST_GONE = 256  # requests that a queue has seen off before it is made short again
+
+T = TypeVar("T")
+
+
+class Executable(Protocol):
+    """What the scheduler needs of a loaded variant."""
+
+    key: str
+    max_batch_rows: int
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Runs one batch."""
+
+    def predict_ms(self, rows: int) -> float:
+        """Predicted time of a batch, as this host runs now."""
+
+    def shape_key(self, inputs: Mapping[str, Array]) -> Hashable:
+        """Requests of the same key can share a batch."""
+
+    def executed(self, rows: int, requests: int, seconds: float, held_s: float, ok: bool) -> None:
+        """Told of each batch: how long it ran, how long it held the device, and whether it gave answers."""
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A place in a queue: by deadline, then by number."""
+
+    deadline: float
+    number: float
+    rows: int
+
+    def __lt__(self, other: Turn) -> bool:
+        if self.deadline == other.deadline:
+            return self.number < other.number
+        return self.deadline < other.deadline
+
+
+@dataclass(slots=True, eq=False)
+class Job(Turn, Generic[T]):
+    """A request that waits."""
+
+    inputs: Mapping[str, Array]
+    bytes: int
+    arrived: float
+    future: asyncio.Future[T]
+    has_timer: bool = False
+
+
+J = TypeVar("J", bound=Turn)
+
+
+class Queue(Generic[J]):
+    """The waiting requests of one variant and priority that can share batches, earliest deadline first."""
+
+    __slots__ = ("is_urgent", "jobs", "rows", "start", "variant")
+
+    def __init__(self, variant: Executable, is_urgent: bool) -> None:
+        self.variant = variant
+        self.is_urgent = is_urgent
+        self.jobs: list[J] = []
+        self.start = 0  # jobs before it are gone
+        self.rows = 0
+
+    def push(self, job: J) -> None:
+        """Adds a request where its deadline belongs."""
+        if self.start > _MOST_GONE:
+            del self.jobs[: self.start]
+            self.start = 0
+        if not self.jobs or self.jobs[-1] < job:
+            self.jobs.append(job)
+        else:
+            insort(self.jobs, job, lo=self.start)
+        self.rows += job.rows
+
+    def pop(self, count: int, rows: int) -> list[J]:
+        """Takes the first requests out, which have so many rows together."""
+        end = self.start + count
+        jobs = self.jobs[self.start : end]
+        self.start = end
+        self.rows -= rows
+        return jobs
+
+    def work_ms(self, more_rows: int = 0) -> float:
+        """Predicted time of all that waits here, and of so many rows more."""
+        rows, most = self.rows + more_rows, self.variant.max_batch_rows
+        if rows <= most:
+            return self.variant.predict_ms(rows)
+        full, rest = divmod(rows, most)
+        return full * self.variant.predict_ms(most) + (self.variant.predict_ms(rest) if rest else 0.0)
+
+    def fit(self, now: float) -> tuple[int, int]:
+        """Requests of the next batch, and their rows: the first, and what its deadline has room for."""
+        jobs, variant = self.jobs, self.variant
+        first = jobs[self.start]
+        rows, end = first.rows, self.start + 1
+        while end < len(jobs):
+            more = rows + jobs[end].rows
+            if more > variant.max_batch_rows or now + variant.predict_ms(more) / 1e3 > first.deadline:
+                break
+            rows, end = more, end + 1
+        return end - self.start, rows
+
+    def copy(self) -> Queue[Turn]:
+        """The same requests, to play with."""
+        copy = Queue[Turn](self.variant, self.is_urgent)
+        copy.jobs, copy.rows = list(self.jobs[self.start :]), self.rows
+        return copy
+
+
+Queues = dict[Hashable, Queue[J]]
+
+
+class Backlog(Generic[T]):
+    """Everything that waits for one device."""
+
+    def __init__(self) -> None:
+        self.queues: Queues[Job[T]] = {}  # none of them is empty
+        self._owed_ms = 0.0  # to priority `batch`
+
+    def push(self, key: Hashable, variant: Executable, is_urgent: bool, job: Job[T]) -> None:
+        """Adds a request to its queue."""
+        queue = self.queues.get(key)
+        if queue is None:
+            queue = self.queues[key] = Queue(variant, is_urgent)
+        queue.push(job)
+
+    def work_ms(self) -> float:
+        """Predicted time of all that waits."""
+        return sum(queue.work_ms() for queue in self.queues.values())
+
+    def next_batch(self, now: float) -> tuple[Executable, list[Job[T]]] | None:
+        """Takes the most urgent batch out; requests that expired or were abandoned may be in it."""
+        if not self.queues:
+            return None
+        queue, jobs, self._owed_ms = _take(self.queues, self._owed_ms, now)
+        return queue.variant, jobs
+
+    def clear(self) -> list[Job[T]]:
+        """Takes everything out."""
+        jobs = [job for queue in self.queues.values() for job in queue.jobs[queue.start :]]
+        self.queues.clear()
+        return jobs
+
+    def forecast(
+        self, key: Hashable, variant: Executable, is_urgent: bool, rows: int, deadline: float, free_at: float
+    ) -> float:
+        """When a request that comes now would be done.
+
+        Args:
+            key: Of its queue.
+            variant: What is to answer it.
+            is_urgent: Whether it is of priority `interactive`.
+            rows: Its rows.
+            deadline: On the scheduler's clock.
+            free_at: When the device is free.
+
+        Returns:
+            A time on the scheduler's clock; infinity when it would make late what waits already and would
+            be in time without it.
+        """
+        alone_s = variant.predict_ms(rows) / 1e3
+        if not self.queues:
+            return free_at + alone_s
+        own = self.queues.get(key)
+        more_ms = own.work_ms(rows) - own.work_ms() if own else alone_s * 1e3
+        finish = free_at + (self.work_ms() + more_ms) / 1e3
+        earliest = min(queue.jobs[queue.start].deadline for queue in self.queues.values())
+        if finish <= min(deadline, earliest):
+            return finish  # in whatever order
+        return self._play(key, variant, is_urgent, Turn(deadline, inf, rows), free_at, alone_s)
+
+    def _play(
+        self,
+        key: Hashable,
+        variant: Executable,
+        is_urgent: bool,
+        newcomer: Turn,
+        now: float,
+        alone_s: float,
+    ) -> float:
+        """Plays the device's decisions forward with the newcomer among what waits."""
+        queues = {known: queue.copy() for known, queue in self.queues.items()}
+        queues.setdefault(key, Queue[Turn](variant, is_urgent)).push(newcomer)
+        owed_ms, answer = self._owed_ms, inf
+        while queues:
+            queue, jobs, owed_ms = _take(queues, owed_ms, now)
+            now += queue.variant.predict_ms(sum([job.rows for job in jobs])) / 1e3
+            if newcomer in jobs:
+                answer = now
+                if answer > newcomer.deadline:
+                    return answer
+            # What ran before the newcomer is as late as it would be without it.
+            if answer < inf and any([0 < now - job.deadline <= alone_s for job in jobs]):
+                return inf
+        return answer
+
+
+def _take(queues: Queues[J], owed_ms: float, now: float) -> tuple[Queue[J], list[J], float]:
+    """The next batch, taken out of its queue, and what is owed to priority `batch` then."""
+    urgent = _earliest(queues, is_urgent=True)
+    patient = _earliest(queues, is_urgent=False)
+    key = patient if urgent is None else urgent
+    if urgent is not None and patient is not None and owed_ms >= queues[patient].variant.predict_ms(1):
+        key = patient
+    queue = queues[key]
+    count, rows = queue.fit(now)
+    took_ms = queue.variant.predict_ms(rows)
+    if patient is None:
+        owed_ms = 0.0
+    elif key == patient:
+        owed_ms = max(0.0, owed_ms - took_ms)
+    else:
+        owed_ms += took_ms * BATCH_SHARE / (1 - BATCH_SHARE)
+    jobs = queue.pop(count, rows)
+    if queue.start == len(queue.jobs):
+        del queues[key]
+    return queue, jobs, owed_ms
+
+
+def _earliest(queues: Queues[J], is_urgent: bool) -> Hashable | None:
+    """The queue whose first request has the earliest deadline."""
+    mine = [key for key, queue in queues.items() if queue.is_urgent is is_urgent]
+    return min(mine, key=lambda key: queues[key].jobs[queues[key].start], default=None)
