@@ -3,9 +3,13 @@
 import os
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -83,3 +87,28 @@ def database(url: str) -> Iterator[Database]:
     opened.migrate()
     yield opened
     opened.close()
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A database that can be taken away and given back."""
+
+    url: str
+    begin: Callable[[], None]
+    end: Callable[[], None]
+
+
+@pytest.fixture
+def outage(request: pytest.FixtureRequest, url: str) -> Iterator[Outage]:
+    """The same databases, each away in its own manner: locked by someone, or its server gone."""
+    if url.startswith("sqlite"):
+        path = url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            yield Outage(url, partial(_lock, other), other.rollback)
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    yield Outage(url, server.stop, server.start)
+
+
+def _lock(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN EXCLUSIVE")

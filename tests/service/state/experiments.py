@@ -8,10 +8,16 @@ from service.rollout.rollout import Arm, Kind, Rollout, Transition
 
 
 def canary(
-    name: str = "r1", *, model: str = "digits", tier: str | None = None, now: float, **fields: object
+    name: str = "r1",
+    *,
+    model: str = "digits",
+    tier: str | None = None,
+    build: str = "000000000001",
+    now: float,
+    **fields: object,
 ) -> Rollout:
     """A canary of two steps whose answers must agree."""
-    arms = Arm("primary", "fp32@000000000001", 100.0, 95.0), Arm("candidate", "int8@000000000002", 0.0, 5.0)
+    arms = Arm("primary", f"fp32@{build}", 100.0, 95.0), Arm("candidate", f"int8@{build}", 0.0, 5.0)
     rollout = Rollout(
         id=name, model=model, tier=tier, kind=Kind.CANARY, arms=arms, created=now, entered=now, updated=now,
         deadline=now + 600, guards=(parse_guard("agreement>=0.9@95%,n=50"),), steps=(5.0, 100.0),

@@ -1,0 +1,217 @@
+"""Workers that share rollouts: one advances, the others follow, and whoever dies or is late does no harm."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from service.conducting import Ages, Conducting, Turn
+from service.rollout.command import Verb, command
+from service.rollout.rollout import Phase, Rollout
+from service.state.database import Database, StateAwayError
+from service.state.evidence import Batch, EvidenceStore
+from service.state.rollouts import RolloutStore
+from tests.conftest import ROOT
+from tests.service.state.conftest import Outage
+from tests.service.state.experiments import answers, begun, canary
+from tests.variants.handmade import card, entry
+from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
+from variants.variant import Life
+
+SOON_S = 20.0
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    """A store with a released reference of the model m and a candidate."""
+    for name in (SAMPLES_FILE, VALIDATION_FILE):
+        (tmp_path / name).touch()
+    made = Catalog(root=tmp_path / "models")
+    made.register(card(entry("fp32"), entry("int8", life=Life.CANDIDATE)), tmp_path)
+    return made
+
+
+@pytest.fixture
+def store(database: Database) -> RolloutStore:
+    return RolloutStore(database)
+
+
+@pytest.fixture
+def worker(url: str, catalog: Catalog) -> Iterator[Callable[[str], Conducting]]:
+    opened: list[Database] = []
+
+    def join(name: str) -> Conducting:
+        opened.append(Database(url))
+        return Conducting(opened[-1], catalog, name, lambda model, version: True, Ages(60, 3600))
+
+    yield join
+    for database in opened:
+        database.close()
+
+
+def start(store: RolloutStore, **fields: object) -> Rollout:
+    rollout = canary(model="m", build="a" * 12, now=time.time(), **fields)  # type: ignore[arg-type]
+    store.create(begun(rollout))
+    return rollout
+
+
+def until(phase: Phase, *workers: Conducting, store: RolloutStore, batch: Callable[[], Batch | None]) -> None:
+    end = time.monotonic() + SOON_S
+    while store.find("r1").phase is not phase:
+        assert time.monotonic() < end, store.history("r1")
+        for worker in workers:
+            worker.turn(batch())
+
+
+def life(catalog: Catalog) -> Life:
+    return catalog.card("m").find("int8").life
+
+
+def phases(store: RolloutStore) -> list[str]:
+    history = store.history("r1")
+    assert [line["version"] for line in history] == list(range(1, len(history) + 1))
+    return list(dict.fromkeys(line["phase"] for line in history))
+
+
+def test_a_canary_that_agrees_is_released(
+    store: RolloutStore, worker: Callable[[str], Conducting], catalog: Catalog
+) -> None:
+    start(store)
+    numbers = iter(range(1, 1000))
+    until(
+        Phase.SUCCEEDED,
+        worker("w1"),
+        store=store,
+        batch=lambda: Batch(
+            next(numbers), {("r1", "candidate"): answers(100), ("r1", "primary"): answers(100)}
+        ),
+    )
+    assert life(catalog) is Life.RELEASED
+    assert phases(store) == ["initializing", "progressing", "promoting", "finalising", "succeeded"]
+
+
+def test_a_canary_that_disagrees_is_rolled_back_and_retired(
+    store: RolloutStore, worker: Callable[[str], Conducting], catalog: Catalog
+) -> None:
+    start(store, retire_failed=True)
+    numbers = iter(range(1, 1000))
+    until(
+        Phase.FAILED,
+        worker("w1"),
+        store=store,
+        batch=lambda: Batch(next(numbers), {("r1", "candidate"): answers(100, agreeing=0.3)}),
+    )
+    assert life(catalog) is Life.RETIRED
+    assert store.find("r1").weights == {"primary": 100.0, "candidate": 0.0}
+
+
+def test_one_of_several_workers_advances_and_all_see_it_within_a_turn(
+    store: RolloutStore, worker: Callable[[str], Conducting]
+) -> None:
+    first, second = worker("w1"), worker("w2")
+    assert [first.turn(None).is_holder, second.turn(None).is_holder] == [True, False]
+    start(store)
+    assert list(second.turn(None).running) == ["r1"]
+    moved = first.turn(None)
+    assert [transition.rollout.phase for transition in moved.transitions] == [Phase.PROGRESSING]
+    followed = second.turn(None)
+    assert [rollout.phase for rollout in followed.changed] == [Phase.PROGRESSING]
+    assert followed.running == moved.running
+    assert not followed.transitions
+    first.end()
+    assert second.turn(None).is_holder
+
+
+def test_what_has_ended_is_told_once_more(store: RolloutStore, worker: Callable[[str], Conducting]) -> None:
+    first, second = worker("w1"), worker("w2")
+    start(store)
+    first.turn(None)
+    second.turn(None)
+    store.change("r1", lambda before, now: command(before, Verb.ABORT, "alice", now))
+    first.turn(None)
+    turn: Turn = second.turn(None)
+    assert not turn.running
+    assert [rollout.phase for rollout in turn.changed] == [Phase.FAILED]
+
+
+def test_a_variant_that_was_deleted_keeps_the_rollout_where_it_is(
+    store: RolloutStore, worker: Callable[[str], Conducting], caplog: pytest.LogCaptureFixture
+) -> None:
+    rollout = canary(model="m", build="b" * 12, now=time.time(), phase=Phase.PROGRESSING)
+    store.create(begun(rollout))
+    store.change("r1", lambda before, now: command(before, Verb.PROMOTE, "alice", now))
+    first = worker("w1")
+    first.turn(None)
+    first.turn(None)
+    assert store.find("r1").phase is Phase.PROMOTING
+    assert [r.message for r in caplog.records if "has no variant" in r.message] == [
+        'rollout r1 stays promoting: m has no variant "int8@bbbbbbbbbbbb". There are '
+        "fp32@aaaaaaaaaaaa, int8@aaaaaaaaaaaa."
+    ]
+
+
+@contextmanager
+def process(url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command_line = [sys.executable, "-m", "tests.service.state.worker", url, *arguments]
+    with subprocess.Popen(command_line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def said(child: subprocess.Popen[str], wanted: str) -> None:
+    """Waits until a worker says something."""
+    assert child.stdout
+    for line in child.stdout:
+        if line.strip() == wanted:
+            return
+    pytest.fail(f"it ended and never said {wanted!r}")
+
+
+def test_a_holder_that_is_killed_in_the_middle_of_a_change_leaves_it_undone_for_the_next(
+    url: str, store: RolloutStore, worker: Callable[[str], Conducting]
+) -> None:
+    start(store)
+    with process(url, "killed", "--hang") as child:
+        said(child, "in the middle")
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    assert phases(store) == ["initializing"]
+    until(Phase.PROGRESSING, worker("next"), store=store, batch=lambda: None)
+    assert phases(store) == ["initializing", "progressing"]
+
+
+def test_a_holder_that_was_stopped_while_another_took_over_writes_nothing(
+    url: str, store: RolloutStore, worker: Callable[[str], Conducting]
+) -> None:
+    start(store)
+    with process(url, "stopped", "--stop") as child:
+        said(child, "about to")
+        until(Phase.PROGRESSING, worker("next"), store=store, batch=lambda: None)
+        before = store.history("r1")
+        os.kill(child.pid, signal.SIGCONT)
+        said(child, "follows")
+    assert store.history("r1") == before
+
+
+def test_a_database_that_is_away_loses_nothing(
+    outage: Outage, database: Database, worker: Callable[[str], Conducting]
+) -> None:
+    first, batch = worker("w1"), Batch(1, {("r1", "candidate"): answers(10)})
+    first.turn(None)
+    outage.begin()
+    try:
+        for _ in range(2):
+            with pytest.raises(StateAwayError, match="the database does not answer"):
+                first.turn(batch)
+    finally:
+        outage.end()
+    first.turn(batch)
+    assert EvidenceStore(database).read("r1")["candidate"].requests == 10
