@@ -28,6 +28,7 @@ log = logging.getLogger("mipgate.access")
 
 _SHORTEST_SECRET = 16
 _COMPLAIN_EVERY_S = 10.0
+_NO_KEY = "this needs a key. Send it as `Authorization: Bearer KEY`."
 
 Peer = tuple[str, int] | None
 
@@ -67,7 +68,9 @@ class Access:
         self._principals: dict[str, Principal] = {}
         self._complained = float("-inf")
         self._refused = 0
-        self.follow(())
+        self._ring = KeyRing((), rules.bootstrap, clock())
+        self._has_keys = True  # closed until the keys are known
+        self._is_open = rules.inference == "never"
 
     def follow(self, keys: Iterable[ApiKey]) -> None:
         """Takes these keys, and none that was there before, as the valid ones."""
@@ -79,7 +82,7 @@ class Access:
         )
         rates = {key.id: key.rate_per_s for key in known if key.rate_per_s is not None}
         for gone in [k for k, bucket in self._buckets.items() if rates.get(k) != bucket.rate_per_s]:
-            self._buckets.pop(gone).close()
+            del self._buckets[gone]
         for key_id in rates.keys() - self._buckets.keys():
             self._buckets[key_id] = Bucket(self._limits / key_id, rates[key_id])
 
@@ -99,7 +102,7 @@ class Access:
         return self._has_keys
 
     def check(self, headers: Headers, peer: Peer, role: Role) -> Principal:
-        """Lets a request pass, or not.
+        """Lets an inference, a load or an unload pass, or not.
 
         Args:
             headers: Names in lower case and values, as ASGI gives them.
@@ -112,13 +115,31 @@ class Access:
             ForbiddenError: The caller is known, and may not do this; or only this machine may.
             RateLimitError: The key was used too often.
         """
-        if role is Role.INFER and self._is_open:
+        if role is not Role.INFER:
+            return self.check_operation(headers, peer, role)
+        if self._is_open:
             return ANYONE
         sent = one_header(headers, b"authorization")
+        if sent is None:
+            raise UnauthorizedError(_NO_KEY)
+        return self.identify(_bearer(sent), role)
+
+    def check_operation(self, headers: Headers, peer: Peer, role: Role) -> Principal:
+        """Lets a request to the admin API pass, or not: even looking is for nobody from elsewhere.
+
+        Args:
+            headers: As for `check`.
+            peer: As for `check`.
+            role: What it takes to do what is asked for.
+
+        Raises:
+            ServiceError: As for `check`.
+        """
+        sent = one_header(headers, b"authorization")
         if sent is not None:
-            return self._admit(_bearer(sent), role)
-        if self._has_keys or role is Role.INFER:
-            raise UnauthorizedError("this needs a key. Send it as `Authorization: Bearer KEY`.")
+            return self.identify(_bearer(sent), role)
+        if self._has_keys:
+            raise UnauthorizedError(_NO_KEY)
         self._require_this_machine(headers, peer)
         return LOOPBACK
 
@@ -139,19 +160,26 @@ class Access:
             raise ForbiddenError(
                 "a change by a signed-in page needs the header X-Mipgate-Console. Send it, with any value."
             )
-        return self._admit(cookie.encode("latin-1", "replace"), role)
+        return self.identify(cookie.encode(), role)
 
-    def known(self, shown: str) -> ApiKey | None:
-        """The key that was sent, if there is one."""
-        return self._ring.find(shown.encode("latin-1", "replace"), self._clock())
+    def identify(self, sent: bytes, role: Role) -> Principal:
+        """Whose key or token this is.
 
-    def _admit(self, sent: bytes, role: Role) -> Principal:
+        Args:
+            sent: The key or the token.
+            role: What it takes to do what is asked for.
+
+        Raises:
+            UnauthorizedError: It is not known.
+            ForbiddenError: It is, and may not do this.
+            RateLimitError: It was used too often.
+        """
         now = self._clock()
         key = self._ring.find(sent, now)
         if key is not None:
             principal = self._principal(key)
         elif self._tokens is not None and sent.count(b".") == 2:
-            principal, _ = self._tokens.verify(sent, now)
+            principal = self._tokens.verify(sent, now)
         else:
             self._complain()
             raise UnauthorizedError("this key is not known, or was revoked. Make one: `mipgate keys create`.")

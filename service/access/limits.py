@@ -44,10 +44,6 @@ class Bucket:
         _TIME.pack_into(self._shared, 0, full + self._interval_s)
         return 0.0
 
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._shared.close()
-
 
 def _mapped(path: Path) -> mmap.mmap:
     """The eight bytes, shared; where no file can be written, this process's own."""

@@ -29,11 +29,13 @@ class Principal:
         who: The name that the audit shows: `key ci (3f2a9c0d1e4b)`, `token alice`, `loopback`, `anyone`.
         role: What it may do.
         key: The id of its API key, for whoever has one.
+        expires: When its token ends, in Unix time, for whoever has one.
     """
 
     who: str
     role: Role
     key: str | None = None
+    expires: float | None = None
 
 
 ANYONE = Principal("anyone", Role.INFER)

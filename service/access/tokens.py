@@ -52,13 +52,13 @@ class Tokens:
         self._provider = provider
         self._keys: dict[str, jwt.PyJWK] = {}
         self._pepper = secrets.token_bytes(32)
-        self._verified: dict[bytes, tuple[Principal, float]] = {}
+        self._verified: dict[bytes, Principal] = {}
         self._fetched = float("-inf")
         self._is_missing_a_key = True
         self._content = b""
 
-    def verify(self, token: bytes, now: float) -> tuple[Principal, float]:
-        """Who sent this token, and when it ends.
+    def verify(self, token: bytes, now: float) -> Principal:
+        """Who sent this token.
 
         Args:
             token: As it was sent.
@@ -70,7 +70,7 @@ class Tokens:
         """
         mark = blake2b(token, key=self._pepper, digest_size=16).digest()
         known = self._verified.get(mark)
-        if known is None or known[1] <= now:
+        if known is None or (known.expires or 0.0) <= now:
             known = self._verify(token)
             if len(self._verified) >= _REMEMBERED:
                 self._verified.clear()
@@ -104,7 +104,7 @@ class Tokens:
         self._is_missing_a_key = False
         self._verified = {}  # the key that vouched for them may be gone
 
-    def _verify(self, token: bytes) -> tuple[Principal, float]:
+    def _verify(self, token: bytes) -> Principal:
         provider = self._provider
         try:
             claims = jwt.decode(
@@ -119,7 +119,8 @@ class Tokens:
         except jwt.PyJWTError as error:
             raise UnauthorizedError(f"the token is not valid: {error}. Get a new one.") from error
         role = self._role(claims)
-        return Principal(f"token {str(claims['sub'])[:80]}", role), float(claims["exp"]) + _LEEWAY_S
+        who = f"token {str(claims['sub'])[:80]}"
+        return Principal(who, role, expires=float(claims["exp"]) + _LEEWAY_S)
 
     def _key(self, token: bytes) -> jwt.PyJWK:
         name = jwt.get_unverified_header(token).get("kid")

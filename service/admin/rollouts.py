@@ -1,0 +1,118 @@
+"""Rollouts: start one, look at it, and what an operator may do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.access.principal import Principal
+from service.admin.bodies import VersionBody, read_body, read_bytes
+from service.admin.desk import Desk, Handler, answer
+from service.errors import BadRequestError
+from service.rollout.command import Verb, command
+from service.rollout.judgement import describe
+from service.rollout.request import ModelFacts, RolloutRequest, VariantFacts, begin, read_request
+from service.rollout.rollout import Rollout, Transition
+from service.routing import SloReader
+
+_CANNOT_SERVE = ("refused", "failed", "skipped")
+
+
+async def start(desk: Desk, request: Request, who: Principal) -> Response:
+    """Starts a rollout, if it could ever be decided."""
+    try:
+        body = orjson.loads(await read_bytes(request))
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the body is no JSON: {error}. Send an object.") from error
+    asked = read_request(body)
+    desk.require_changeable()
+    rollout = await asyncio.to_thread(_start, desk, request.path_params["model"], asked, who)
+    document = shown(desk, rollout)
+    await desk.audit(who, "start rollout", rollout.id, None, _state(rollout) | {"kind": rollout.kind.value})
+    return answer(document, 201)
+
+
+async def list_rollouts(desk: Desk, request: Request, who: Principal) -> Response:
+    """Rollouts of a model, the newest first."""
+    return answer(await asyncio.to_thread(_of, desk, request.path_params["model"]))
+
+
+async def find(desk: Desk, request: Request, who: Principal) -> Response:
+    """One rollout: phase, weights, evidence, verdicts."""
+    rollout = await asyncio.to_thread(desk.rollouts.find, request.path_params["rollout"])
+    return answer(await asyncio.to_thread(shown, desk, rollout))
+
+
+async def history(desk: Desk, request: Request, who: Principal) -> Response:
+    """Every change of a rollout with its reason, the oldest first."""
+    lines = await asyncio.to_thread(desk.rollouts.history, request.path_params["rollout"])
+    # SQLAlchemy's names of columns are no plain strings, and orjson takes no others.
+    return answer([{str(name): value for name, value in line.items()} for line in lines])
+
+
+def change(verb: Verb) -> Handler:
+    """The handler of an operator's command."""
+
+    async def handler(desk: Desk, request: Request, who: Principal) -> Response:
+        body = await read_body(request, VersionBody)
+        before = await asyncio.to_thread(desk.rollouts.find, request.path_params["rollout"])
+        after = await asyncio.to_thread(
+            desk.rollouts.change,
+            before.id,
+            lambda rollout, now: command(rollout, verb, who.who, now),
+            body.version,
+        )
+        await desk.audit(who, f"{verb.value} rollout", after.id, _state(before), _state(after))
+        return answer(await asyncio.to_thread(shown, desk, after))
+
+    return handler
+
+
+def shown(desk: Desk, rollout: Rollout) -> dict[str, Any]:
+    """The rollout as the API tells it. Blocks."""
+    return describe(rollout, desk.evidence.read(rollout.id))
+
+
+def _start(desk: Desk, model: str, asked: RolloutRequest, who: Principal) -> Rollout:
+    facts = _facts(desk, model)
+    now = desk.now()
+    rollout = begin(asked, facts, secrets.token_hex(6), now)
+    desk.rollouts.create(Transition(rollout, rollout.reason, now, who.who))
+    return rollout
+
+
+def _facts(desk: Desk, model: str) -> ModelFacts:
+    """What must be known of a model before a rollout of it."""
+    card, document = desk.described(model)
+    variants = tuple(
+        VariantFacts(
+            f"{variant['name']}@{variant['build']}",
+            variant["life"],
+            variant["reason"] if variant["status"] in _CANNOT_SERVE else "",
+        )
+        for variant in reversed(document["variants"])
+    )
+    serves = {tier: told["serves"] for tier, told in document["tiers"].items()}
+    running = desk.rollouts.running({}).values()
+    return ModelFacts(
+        model,
+        card.spec.metric,
+        SloReader(card.spec).default.tier.name,
+        {tier: recipe and card.find(recipe).id.version for tier, recipe in serves.items()},
+        variants,
+        tuple(rollout for rollout in running if rollout.model == model),
+    )
+
+
+def _of(desk: Desk, model: str) -> list[dict[str, Any]]:
+    desk.described(model)
+    return [shown(desk, rollout) for rollout in desk.rollouts.of(model)]
+
+
+def _state(rollout: Rollout) -> dict[str, Any]:
+    return {"phase": rollout.phase.value, "weights": rollout.weights, "version": rollout.version}

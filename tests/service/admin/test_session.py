@@ -1,0 +1,97 @@
+"""The console's session: a cookie that no other site can use."""
+
+from starlette.testclient import TestClient
+
+from service.access.principal import Role
+from tests.service.admin.conftest import LOCAL, REMOTE, Admin
+
+OURS = {"origin": "http://localhost:3000", "x-mipgate-console": "1", "sec-fetch-site": "same-origin"}
+
+
+def signed_in(admin: Admin, role: Role = Role.OPERATE) -> TestClient:
+    client = admin.client(None, REMOTE, **OURS)
+    given = client.post("/admin/session", json={"key": admin.key(role)})
+    assert given.status_code == 201, given.text
+    return client
+
+
+def test_a_key_becomes_a_cookie_that_scripts_cannot_read(admin: Admin) -> None:
+    client = admin.client(None, REMOTE, **OURS)
+    key = admin.key(Role.OPERATE)
+    given = client.post("/admin/session", json={"key": key})
+    cookie = given.headers["set-cookie"]
+    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {part.strip() for part in cookie.split(";")}
+    assert key not in cookie + given.text
+    assert client.get("/admin/session").json()["role"] == "operate"
+    assert client.get("/admin/models").status_code == 200
+
+
+def test_over_tls_the_cookie_stays_there(admin: Admin) -> None:
+    client = TestClient(admin.app, base_url="https://gate.example", client=LOCAL)
+    headers = OURS | {"origin": "https://gate.example"}
+    given = client.post("/admin/session", json={"key": admin.key(Role.ADMIN)}, headers=headers)
+    assert "Secure" in given.headers["set-cookie"]
+
+
+def test_a_session_has_its_key_s_role_and_no_more(admin: Admin) -> None:
+    client = signed_in(admin, Role.INFER)
+    assert client.post("/admin/models/digits/variants/fp32/retire").status_code == 403
+    assert client.get("/admin/keys").status_code == 403
+
+
+def test_pages_of_other_sites_can_do_nothing_with_it(admin: Admin) -> None:
+    client = signed_in(admin)
+    target = "/admin/models/digits/variants/none/retire"
+    assert client.post(target).status_code == 404
+    for stolen in (
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ):
+        assert client.post(target, headers=stolen).status_code == 403
+        assert client.get("/admin/models", headers=stolen).status_code == 403
+    del client.headers["x-mipgate-console"]  # a form cannot send it
+    assert client.post(target).status_code == 403
+    assert client.get("/admin/models").status_code == 200
+
+
+def test_signing_in_is_for_our_own_page_and_for_known_keys(admin: Admin) -> None:
+    key = admin.key(Role.ADMIN)
+    assert admin.client(None, REMOTE).post("/admin/session", json={"key": key}).status_code == 403
+    ours = admin.client(None, REMOTE, **OURS)
+    elsewhere = OURS | {"origin": "http://evil.example"}
+    assert ours.post("/admin/session", json={"key": key}, headers=elsewhere).status_code == 403
+    wrong = ours.post("/admin/session", json={"key": key + "x"})
+    assert wrong.status_code == 401
+    assert key not in wrong.text
+    unfit = ours.post("/admin/session", json={"key": [key]})
+    assert unfit.status_code == 400
+    assert key not in unfit.text
+
+
+def test_signing_out_ends_it(admin: Admin) -> None:
+    client = signed_in(admin)
+    cookie = client.cookies["mipgate_session"]
+    assert client.delete("/admin/session").status_code == 200
+    client.cookies.set("mipgate_session", cookie)
+    ended = client.get("/admin/models")
+    assert ended.status_code == 401
+    assert "mipgate_session=" in ended.headers["set-cookie"]  # and the browser forgets it
+
+
+def test_a_session_ends_with_its_key(admin: Admin) -> None:
+    root = admin.client(admin.key(Role.ADMIN))
+    client = signed_in(admin)
+    (key,) = [key for key in root.get("/admin/keys").json() if key["name"] == "a-operate"]
+    root.delete(f"/admin/keys/{key['id']}")
+    assert client.get("/admin/models").status_code == 401
+
+
+def test_sessions_are_listed_under_their_key_and_audited(admin: Admin) -> None:
+    root = admin.client(admin.key(Role.ADMIN))
+    signed_in(admin)
+    sessions = [key for key in root.get("/admin/keys").json() if key["session_of"]]
+    assert len(sessions) == 1
+    assert sessions[0]["expires"] - sessions[0]["created"] == 3600
+    assert any("sign in" in line for line in admin.audited())
