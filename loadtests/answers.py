@@ -62,13 +62,18 @@ def read_answer(content: bytes, header_length: str | None) -> Answer:
         raise AnswerError(f"unreadable answer: {type(error).__name__} {error}") from error
 
 
-def check_answer(target: Target, answer: Answer) -> None:
+def check_answer(target: Target, answer: Answer, *, allow_degrade: bool = False) -> None:
     """Holds an answer against what was asked.
+
+    Args:
+        target: What was asked.
+        answer: What was answered.
+        allow_degrade: Whether the request allowed a quality below its tier's.
 
     Raises:
         AnswerError: It came from another variant or tier, or its quality is below what was asked for.
     """
-    if answer.degraded:
+    if answer.degraded and not allow_degrade:
         raise AnswerError(f"degraded: {answer.variant} answered, and the request did not allow degrading")
     if target.kind == "variant":
         given = answer.version if "@" in target.name else answer.variant
@@ -76,7 +81,7 @@ def check_answer(target: Target, answer: Answer) -> None:
             raise AnswerError(f"wrong variant: {given} answered, and {target.name} was pinned")
     elif answer.tier != target.name:
         raise AnswerError(f"wrong tier: the answer is of {answer.tier}, and {target.name} was asked for")
-    elif reason := target.unfit.get(answer.variant):
+    elif not answer.degraded and (reason := target.unfit.get(answer.variant)):
         raise AnswerError(f"unfit variant: {answer.variant} answered {target.label}; {reason}")
 
 

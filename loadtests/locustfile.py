@@ -24,15 +24,12 @@ from locust import FastHttpUser, events, task
 
 from loadtests.samples import Body, Samples, SamplesError, invented_samples, read_samples
 from loadtests.tally import Tally
-from loadtests.targets import GatewayError, Offer, Target, offer
+from loadtests.targets import OTHER_TIER, TIER_MIX, GatewayError, Offer, Target, offer
 from loadtests.users import ask, user_class
 
 log = logging.getLogger("loadtests")
 
 DEFAULT_HOST = "http://localhost:3000"
-# What callers of a service with the default tiers plausibly ask for; other tiers get an equal part.
-TIER_MIX = {"balanced": 60, "fast": 30, "accurate": 10}
-_OTHER_TIER = 10
 _MIX_WEIGHT = 20
 
 tallies: dict[str, Tally] = {}
@@ -131,7 +128,7 @@ def _classes(offered: Offer, samples: Samples, *, binary: bool) -> Mapping[str, 
         if target.kind == "tier":
             mix.append((target, bodies, tally))
     TierMix.requests = mix
-    TierMix.shares = [TIER_MIX.get(target.name, _OTHER_TIER) for target, _, _ in mix]
+    TierMix.shares = [TIER_MIX.get(target.name, OTHER_TIER) for target, _, _ in mix]
     return classes
 
 

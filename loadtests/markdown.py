@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from loadtests.schema import Quantiles, Report, TargetReport
+from loadtests.schema import GateTerm, Quantiles, Report, TargetReport
+from loadtests.shapes import describe
+from loadtests.terms import show
 
 _COLUMNS = (
     "target", "answered by", "requests/s", "p50 ms", "p95 ms", "p99 ms", "failures", "accuracy on test",
@@ -16,8 +18,8 @@ def markdown(report: Report) -> str:
     encoding = "binary tensors" if settings["binary"] else "JSON"
     parts = [
         f"# {report['model']}: tiers and variants under load",
-        f"{report['taken']}, {report['url']}, variants of {host['cpu']}. {settings['users']} users for "
-        f"{settings['seconds']:g} s per target, one row per request, {encoding}. {report['pacing']}",
+        f"{report['taken']}, {report['url']}, variants of {host['cpu']}. {describe(settings)}, one row "
+        f"per request, {encoding}. {report['pacing']}",
         _verdict(report),
         *(f"> **Warning.** {warning}" for warning in report["warnings"]),
         "![latency, throughput and accuracy per target](report.png)",
@@ -30,6 +32,17 @@ def markdown(report: Report) -> str:
         "## Who wins at what",
         _winners(report),
     ]
+    if report["gate"]:
+        parts += ["## Conditions", _gate(report)]
+    if report["slo"]:
+        parts += ["## Throughput at the objective", _capacity(report)]
+    if (baseline := report["baseline"]) is not None:
+        lines = [f"- {change['text']}" for change in baseline["changes"]]
+        parts += [f"## Since {baseline['taken']}", baseline["text"], "\n".join(lines)]
+    for entry in report["loadgen"]:
+        valid = "valid" if entry["valid"] else "not valid"
+        lines = [f"- {name}: {value}" for name, value in entry["summary"].items() if "(ns)" in name]
+        parts += [f"## LoadGen {entry['scenario']}, {entry['target']}: {valid}", "\n".join(lines)]
     if report["not_measured"]:
         lines = [f"- {name}: {why}" for name, why in report["not_measured"].items()]
         parts += ["## Not measured", "\n".join(lines)]
@@ -37,6 +50,8 @@ def markdown(report: Report) -> str:
 
 
 def _verdict(report: Report) -> str:
+    if report["verdict"]["ok"] and report["gate"]:
+        return "**No condition of `--fail-on` was met.**"
     if report["verdict"]["ok"]:
         return "**Every request was answered as asked, and no tier is below its floor.**"
     return "\n".join(f"- **{reason}**" for reason in report["verdict"]["reasons"])
@@ -95,6 +110,29 @@ def _winners(report: Report) -> str:
         lines.append(f"- {winner['title']}: **{winner['target']}** ({measure}){tied}")
     note = "Latencies and throughputs within 10% are ties, broken by accuracy."
     return "\n".join(lines) + f"\n\n{note}" if lines else "Nothing was answered, so nobody wins."
+
+
+def _gate(report: Report) -> str:
+    rows = [
+        [entry["term"], entry["target"], _figure(entry), "breached" if entry["breached"] else "kept"]
+        for entry in report["gate"]
+    ]
+    return _table(("fails on", "of", "figure", ""), rows)
+
+
+def _figure(entry: GateTerm) -> str:
+    return entry["text"].partition(" is ")[2].partition(" (")[0] or "-"
+
+
+def _capacity(report: Report) -> str:
+    rows = []
+    for target in report["targets"]:
+        if (found := target["capacity"]) is not None:
+            broken = [probe for probe in found["probes"] if probe["outcome"] != "held"]
+            why = f"{broken[-1]['why']} at {broken[-1]['rate']:.0f}/s" if broken else "nothing broke it"
+            rows.append([target["target"], show("capacity", found["rate"]), found["limit"], why])
+    table = _table(("target", "highest rate", "limited by", "what broke"), rows)
+    return f"The highest rate at which {report['slo']} holds, to within a tenth.\n\n{table}"
 
 
 def _table(columns: tuple[str, ...], rows: list[list[str]]) -> str:

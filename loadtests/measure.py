@@ -15,6 +15,7 @@ from gevent.pool import Pool
 from locust.contrib.fasthttp import FastHttpSession
 from locust.env import Environment
 
+from loadtests.resources import Meter, gateway_processes
 from loadtests.samples import Samples
 from loadtests.tally import Load, Measurement, Tally
 from loadtests.targets import Target
@@ -76,12 +77,16 @@ def measure_load(settings: Settings, target: Target, samples: Samples) -> Load:
         while runner.user_count < settings.users:
             gevent.sleep(_POLL_S)
         gevent.sleep(_WARM_UP_S)
-        window.open()
+        opened = window.open()
+        meter = Meter(gateway_processes(settings.url))
         gevent.sleep(settings.seconds)
         seconds, client_cpu, machine_cpu = window.close()
+        usage = meter.stop()
     finally:
         runner.quit()
-    return Load(tally, seconds, client_cpu, machine_cpu)
+    # Answers count by their end: what was sent before the window opened belongs to its first moment.
+    tally.requests = [(max(0.0, row[0] - opened), 0.0, *row[2:]) for row in tally.requests]
+    return Load(tally, seconds, client_cpu, machine_cpu, usage)
 
 
 class _Window:
@@ -93,9 +98,11 @@ class _Window:
     def is_open(self) -> bool:
         return self._opened is not None
 
-    def open(self) -> None:
+    def open(self) -> float:
+        """Gives the moment, on `time.perf_counter`."""
         psutil.cpu_percent()
         self._opened = time.perf_counter(), time.process_time()
+        return self._opened[0]
 
     def close(self) -> tuple[float, float, float]:
         """Seconds that it was open; the share of one processor used here, and of all on this machine."""
@@ -121,15 +128,27 @@ def measure(
         samples: The labelled test split.
         progress: Told of each step.
     """
-    total, step = len(passes) + len(targets), 0
-    tallies: dict[Target, Tally] = {}
-    for target in passes:
-        step += 1
-        progress(f"[{step}/{total}] {target.label}: {samples.rows} rows of the test split")
-        tallies[target] = measure_pass(settings, target, samples)
+    tallies = measure_passes(settings, passes, samples, progress)
     loads: dict[Target, Load] = {}
-    for target in targets:
-        step += 1
-        progress(f"[{step}/{total}] {target.label}: {settings.users} users for {settings.seconds:g} s")
+    for step, target in enumerate(targets, 1):
+        progress(f"[{step}/{len(targets)}] {target.label}: {settings.users} users for {settings.seconds:g} s")
         loads[target] = measure_load(settings, target, samples)
     return [Measurement(target, tallies[target], loads.get(target)) for target in passes]
+
+
+def measure_passes(
+    settings: Settings, targets: list[Target], samples: Samples, progress: Callable[[str], None]
+) -> dict[Target, Tally]:
+    """One pass over the test split per target.
+
+    Args:
+        settings: How to measure.
+        targets: What to send the test split to.
+        samples: The labelled test split.
+        progress: Told of each step.
+    """
+    tallies: dict[Target, Tally] = {}
+    for step, target in enumerate(targets, 1):
+        progress(f"[{step}/{len(targets)}] {target.label}: {samples.rows} rows of the test split")
+        tallies[target] = measure_pass(settings, target, samples)
+    return tallies

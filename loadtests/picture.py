@@ -10,8 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from loadtests.schema import Report, TargetReport
+from loadtests.shapes import describe
 
-_COLOURS = {"tier": "#c44e52", "variant": "#4c72b0"}
+_COLOURS = {"mix": "#55a868", "tier": "#c44e52", "variant": "#4c72b0"}
 _P99 = "#b9c7dd"
 _DPI = 120
 
@@ -23,10 +24,8 @@ def draw(report: Report, path: Path) -> None:
     FigureCanvasAgg(figure)
     latency, throughput, trade = figure.subplots(1, 3, width_ratios=(1.25, 1, 1.35))
     settings = report["settings"]
-    figure.suptitle(
-        f"{report['model']} on {report['host']['cpu']}: {settings['users']} users, "
-        f"{settings['seconds']:g} s per target, closed loop"
-    )
+    loop = "open loop" if settings.get("shape") else "closed loop"
+    figure.suptitle(f"{report['model']} on {report['host']['cpu']}: {describe(settings)}, {loop}")
     _draw_latency(latency, targets)
     _draw_throughput(throughput, targets)
     _draw_trade(trade, targets)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal, cast
 
-from loadtests.schema import FORMAT, Quantiles, Report, TargetReport, TierVerdict
+from loadtests.figures import answers_by_row, blocks, curve, figures, intervals, lateness, timeline
+from loadtests.schema import FORMAT, Found, Part, Quantiles, Report, TargetReport, TierVerdict
 from loadtests.tally import Load, Measurement
+from loadtests.terms import Term, judge
 from loadtests.winners import winners
 
 # Locust's own threshold; its monitor looks every 10 s only, so the share is measured over each load.
@@ -21,7 +24,16 @@ PACING = (
     "requests that independent clients would have sent are never sent, and the tail looks better than such "
     "clients would see it (coordinated omission)."
 )
+OPEN_PACING = (
+    "Load is open-loop: all times were drawn before it began, no request waits for the answer of another, "
+    "and latency counts from the moment at which a request was meant to start. When the gateway "
+    "stalls, requests that arrive meanwhile are sent and counted, so the tail is what independent clients "
+    "would see (no coordinated omission)."
+)
 _REASONS_SHOWN = 5
+# Sending late is part of the latency: from this share on it says more of the client than of the gateway.
+_LATE_MS = 1.0
+_LATE_SHARE = 0.25
 
 
 def quantiles(values: Sequence[float]) -> Quantiles | None:
@@ -69,6 +81,9 @@ def make_report(
     settings: Mapping[str, Any],
     taken: str,
     not_measured: Mapping[str, str],
+    price: float = 0.0,
+    gate: Sequence[Term] = (),
+    slo: str | None = None,
 ) -> Report:
     """The whole report.
 
@@ -80,13 +95,23 @@ def make_report(
         settings: How it was measured.
         taken: When, in ISO 8601.
         not_measured: Why a variant was not measured, by name.
+        price: Of a processor hour.
+        gate: Conditions that must not be true; they take the place of the usual verdict.
+        slo: The objective of the search, as it was written.
     """
     reference = next((m for m in measurements if m.target.label == f"variant:{document['reference']}"), None)
-    targets = [_target(m, m.load, reference, document, rows) for m in measurements if m.load is not None]
+    targets = [
+        _target(m, m.load, reference, document, rows, price) for m in measurements if m.load is not None
+    ]
+    judged = judge(gate, targets)
     reasons = [reason for target in targets for reason in _complaints(target)]
     if reference is not None and reference.load is None and reference.test.failures:
         count = reference.test.failures.total()
         reasons.append(f"the reference failed on {count} of {rows} rows of the test split.")
+    warnings = _warnings(targets, document)
+    if gate:
+        warnings += reasons
+        reasons = [entry["text"] for entry in judged if entry["breached"]]
     return {
         "format": FORMAT,
         "model": document["model"],
@@ -96,12 +121,16 @@ def make_report(
         "taken": taken,
         "host": dict(document["host"]),
         "settings": dict(settings),
-        "pacing": PACING,
+        "pacing": OPEN_PACING if settings.get("shape") else PACING,
         "targets": targets,
         "winners": winners(targets),
         "not_measured": dict(not_measured),
-        "warnings": _warnings(targets, document),
+        "warnings": warnings,
         "verdict": {"ok": not reasons, "reasons": reasons},
+        "gate": judged,
+        "slo": slo,
+        "baseline": None,
+        "loadgen": [],
     }
 
 
@@ -111,8 +140,15 @@ def _target(
     reference: Measurement | None,
     document: Mapping[str, Any],
     rows: int,
+    price: float,
 ) -> TargetReport:
-    target, test = measurement.target, measurement.test
+    target, test, requests = measurement.target, measurement.test, load.tally.rows
+    tier = _tier(measurement, reference, document, rows) if target.kind == "tier" else None
+    parts = blocks(requests, load.seconds)
+    capacity = measurement.capacity
+    known = figures(requests, load, price, whole=True)
+    known["quality"] = tier["quality_ratio"] if tier else None
+    known["capacity"] = capacity.rate if capacity else None
     variants = test.variants + load.tally.variants
     failures = test.failures + load.tally.failures
     answered = len(load.tally.latencies_ms)
@@ -134,8 +170,37 @@ def _target(
         "client_cpu": load.client_cpu,
         "machine_cpu": load.machine_cpu,
         "artifact_bytes": _bytes(document, target.name) if target.kind == "variant" else None,
-        "tier": _tier(measurement, reference, document, rows) if target.kind == "tier" else None,
+        "tier": tier,
+        "figures": known,
+        "intervals": intervals(requests, parts),
+        "tiers": _parts("tier", load) if target.kind == "mix" else [],
+        "variants": _parts("variant", load) if target.kind != "variant" else [],
+        "blocks": parts,
+        "timeline": timeline(requests, load.seconds),
+        "curve": curve(requests),
+        "answers_by_row": answers_by_row(requests, rows),
+        "late_ms": lateness(requests) if load.digest else None,
+        "processes": load.server.processes if load.server else None,
+        "digest": load.digest,
+        "capacity": cast(Found, asdict(capacity)) if capacity else None,
     }
+
+
+def _parts(kind: Literal["tier", "variant"], load: Load) -> list[Part]:
+    """The load's requests by tier, or by variant; the largest part first."""
+    requests, names = load.tally.rows, list(load.tally.names)
+    found: list[Part] = []
+    for code in sorted(set(requests[kind].tolist()) - {-1}):
+        mine = requests[requests[kind] == code]
+        found.append(
+            {
+                "name": names[code],
+                "share": len(mine) / len(requests),
+                "figures": figures(mine, load, 0.0, whole=False),
+                "intervals": intervals(mine, blocks(mine, load.seconds)),
+            }
+        )
+    return sorted(found, key=lambda part: -part["share"])
 
 
 def _tier(
@@ -172,6 +237,11 @@ def _complaints(target: TargetReport) -> list[str]:
     return complaints
 
 
+def sends_late(late_ms: float | None, p99_ms: float | None) -> bool:
+    """Whether the delay of sending is a large part of the latencies."""
+    return late_ms is not None and late_ms > max(_LATE_MS, _LATE_SHARE * (p99_ms or 0.0))
+
+
 def _warnings(targets: Sequence[TargetReport], document: Mapping[str, Any]) -> list[str]:
     warnings = []
     busy = [t["target"] for t in targets if t["client_cpu"] >= CLIENT_BUSY]
@@ -180,7 +250,16 @@ def _warnings(targets: Sequence[TargetReport], document: Mapping[str, Any]) -> l
         warnings.append(
             f"The load generator itself was the bottleneck (up to {worst:.0%} of one processor) for "
             f"{', '.join(busy)}: the gateway can do more, and latencies hold the client's own queue. "
-            "Use fewer users, another machine, or `make bench` for the data plane's own speed."
+            "Use fewer users or more --processes, another machine, or `make bench` for the data plane's own "
+            "speed."
+        )
+    late = [t["target"] for t in targets if sends_late(t["late_ms"], t["figures"]["p99"])]
+    if late:
+        worst = max(t["late_ms"] or 0.0 for t in targets)
+        warnings.append(
+            f"Locust sent late (1 in 100 requests by {worst:.1f} ms or more) for {', '.join(late)}: the load "
+            "generator or its machine was too slow, and latencies hold that delay. Use more --processes, a "
+            "lower --rate, or another machine."
         )
     full = [t["target"] for t in targets if t["machine_cpu"] >= CLIENT_BUSY and t["target"] not in busy]
     if full:

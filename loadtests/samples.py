@@ -50,11 +50,13 @@ class Body:
         payload: The HTTP body.
         headers: The headers that belong to it.
         label: The row's class, or None when there is no such label.
+        row: Which row of the samples it sends.
     """
 
     payload: bytes
     headers: dict[str, str]
     label: int | None
+    row: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,12 +83,13 @@ class Samples:
             parameters: What the requests ask for, such as a tier.
             binary: Send and ask for binary tensors instead of JSON.
         """
+        return [self.body(row, parameters, binary=binary) for row in range(self.rows)]
+
+    def body(self, row: int, parameters: Mapping[str, str | int], *, binary: bool = False) -> Body:
+        """The request for one row, with these parameters."""
         write = _binary_body if binary else _json_body
-        labels = [None] * self.rows if self.labels is None else [int(label) for label in self.labels]
-        rows = (
-            {name: array[row : row + 1] for name, array in self.inputs.items()} for row in range(self.rows)
-        )
-        return [Body(*write(arrays, parameters), label) for arrays, label in zip(rows, labels, strict=True)]
+        arrays = {name: array[row : row + 1] for name, array in self.inputs.items()}
+        return Body(*write(arrays, parameters), None if self.labels is None else int(self.labels[row]), row)
 
 
 def read_samples(path: Path) -> Samples:

@@ -6,6 +6,9 @@ from typing import Any, TypedDict
 
 FORMAT = 1
 
+Figures = dict[str, float | None]
+Interval = list[float]
+
 
 class Quantiles(TypedDict):
     """Times in milliseconds."""
@@ -28,6 +31,50 @@ class TierVerdict(TypedDict):
     rows_short: int
 
 
+class Block(TypedDict):
+    """A twentieth of the run: `counts` good answers by latency bin (`loadtests.figures.bin_ms`)."""
+
+    requests: int
+    good: int
+    bins: list[int]
+    counts: list[int]
+
+
+class Moment(TypedDict):
+    """A moment of the run: requests and good answers per second, and the latter's milliseconds."""
+
+    at_s: float
+    offered: float
+    good: float
+    p50: float | None
+    p99: float | None
+
+
+class Part(TypedDict):
+    """The requests of one tier, or the answers of one variant, within a load; `share` of its requests."""
+
+    name: str
+    share: float
+    figures: Figures
+    intervals: dict[str, Interval]
+
+
+class Tried(TypedDict):
+    """One rate of a search: `held`, `broken`, or `client` where the load generator could not keep up."""
+
+    rate: float
+    outcome: str
+    why: str
+
+
+class Found(TypedDict):
+    """The highest rate at which `--slo` holds, what limits it (gateway, client, most), and what was tried."""
+
+    rate: float
+    limit: str
+    probes: list[Tried]
+
+
 class TargetReport(TypedDict):
     """One row of the table.
 
@@ -36,8 +83,11 @@ class TargetReport(TypedDict):
     `requests` and `failures` count both the load and the pass over the test split; `accuracy` is over
     `accuracy_rows` rows of the test split, `live_accuracy` over `live_rows` answers under load; `client_cpu`
     is the share of one processor that the load generator used, `machine_cpu` of all processors of its machine
-    that were busy; `tier` is there for tiers. None means: not
-    measured.
+    that were busy; `tier` is there for tiers. `figures` (`loadtests.figures.FIGURES`) and their 95%
+    `intervals` are of the load alone, over all of it; `tiers` and `variants` are its parts; `answers_by_row`
+    has one character per row of the samples (`1` right, `0` wrong at least once, `-` not asked); `curve`
+    pairs shares with milliseconds; `late_ms` is how late the load generator sent at most, 99 times in 100;
+    `digest` tells schedules apart. None means: not measured.
     """
 
     target: str
@@ -58,6 +108,69 @@ class TargetReport(TypedDict):
     machine_cpu: float
     artifact_bytes: int | None
     tier: TierVerdict | None
+    figures: Figures
+    intervals: dict[str, Interval]
+    tiers: list[Part]
+    variants: list[Part]
+    blocks: list[Block]
+    timeline: list[Moment]
+    curve: list[list[float]]
+    answers_by_row: str
+    late_ms: float | None
+    processes: int | None
+    digest: str | None
+    capacity: Found | None
+
+
+class GateTerm(TypedDict):
+    """One condition of `--fail-on` on one target, with its figure; None when it is not known."""
+
+    term: str
+    target: str
+    value: float | None
+    breached: bool
+    text: str
+
+
+class Change(TypedDict):
+    """One figure of one target, now and in an earlier run.
+
+    `change` is relative for times and a difference for shares, `low` and `high` its 95% interval; `p` is the
+    chance of such a change where nothing changed, corrected for how many figures were compared. `verdict` is
+    `better`, `worse` or `cannot tell`.
+    """
+
+    target: str
+    figure: str
+    before: float
+    now: float
+    change: float
+    low: float | None
+    high: float | None
+    p: float | None
+    verdict: str
+    text: str
+
+
+class Baseline(TypedDict):
+    """A comparison with an earlier run; `unlike` says what else differs, which forbids verdicts."""
+
+    taken: str
+    url: str
+    paired: bool
+    unlike: list[str]
+    changes: list[Change]
+    text: str
+
+
+class LoadGen(TypedDict):
+    """One scenario of MLPerf's LoadGen: what its summary says, and where its logs lie."""
+
+    scenario: str
+    target: str
+    valid: bool
+    summary: dict[str, str]
+    logs: str
 
 
 class Winner(TypedDict):
@@ -78,7 +191,7 @@ class Verdict(TypedDict):
 
 
 class Report(TypedDict):
-    """`report.json`. `settings` holds `seconds`, `users`, `binary`; `not_measured` maps variants to why."""
+    """`report.json`. `settings` holds how it was loaded; `not_measured` maps variants to why."""
 
     format: int
     model: str
@@ -94,3 +207,7 @@ class Report(TypedDict):
     not_measured: dict[str, str]
     warnings: list[str]
     verdict: Verdict
+    gate: list[GateTerm]
+    slo: str | None
+    baseline: Baseline | None
+    loadgen: list[LoadGen]

@@ -12,7 +12,7 @@ _RELEASED = "released"
 
 
 def choose_targets(
-    offered: Offer, document: Mapping[str, Any], wanted: Sequence[str] | None
+    offered: Offer, document: Mapping[str, Any], wanted: Sequence[str] | None, *, mix: bool = False
 ) -> tuple[list[Target], dict[str, str]]:
     """The targets to measure, and why variants of the document are left out.
 
@@ -20,6 +20,7 @@ def choose_targets(
         offered: What the gateway offers.
         document: What `mipgate show MODEL --json` prints.
         wanted: Labels such as `tier:fast`; None takes all.
+        mix: Whether all tiers at once are a target too, the first.
 
     Raises:
         ValueError: A wanted target does not exist.
@@ -33,6 +34,8 @@ def choose_targets(
     targets = [
         replace(t, unfit=_unfit(t.name, document)) if t.kind == "tier" else t for t in offered.targets()
     ]
+    if mix:
+        targets = [Target(offered.model, "mix", "mix"), *targets]
     not_measured = {
         entry["name"]: f"{entry['status']}: {entry.get('reason') or 'the gateway does not offer it'}"
         for entry in document["variants"]

@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["tier", "variant"]
+Kind = Literal["tier", "variant", "mix"]
+
+# What callers of a service with the default tiers plausibly ask for; other tiers get an equal part.
+TIER_MIX = {"balanced": 60, "fast": 30, "accurate": 10}
+OTHER_TIER = 10
 
 # Pinned variants are measured, not held to a tier; the same for a pass over the test split.
 UNHURRIED_MS = 60_000
@@ -27,8 +31,8 @@ class Target:
 
     Attributes:
         model: The protocol model.
-        kind: `tier` lets the gateway route; `variant` pins one.
-        name: Of the tier; or of the variant: a recipe, or exactly `recipe@build`.
+        kind: `tier` lets the gateway route; `variant` pins one; `mix` stands for all tiers at once.
+        name: Of the tier; or of the variant: a recipe, or exactly `recipe@build`; or of the mix.
         unfit: Why a variant must not answer this tier, by variant.
     """
 
@@ -39,8 +43,8 @@ class Target:
 
     @property
     def label(self) -> str:
-        """`tier:fast`, `variant:int8-static`: its name in Locust and in reports."""
-        return f"{self.kind}:{self.name}"
+        """`tier:fast`, `variant:int8-static`, `mix`: its name in Locust and in reports."""
+        return self.name if self.kind == "mix" else f"{self.kind}:{self.name}"
 
     @property
     def path(self) -> str:

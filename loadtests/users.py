@@ -6,9 +6,12 @@ Importing Locust patches the process for gevent: import this in load generators 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from locust import task
 from locust.contrib.fasthttp import FastHttpUser
 
@@ -62,12 +65,28 @@ def user_class(
     return type(name, (TargetUser,), members | attributes)
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """When a request was meant to be sent.
+
+    Attributes:
+        start: The start of the load, on this process's `time.perf_counter`.
+        at_s: Seconds from there.
+    """
+
+    start: float
+    at_s: float
+
+
 def ask(
     session: Any,
     target: Target,
     body: Body,
     tally: Tally,
     measuring: Callable[[], bool] = lambda: True,
+    due: Due | None = None,
+    *,
+    allow_degrade: bool = False,
 ) -> None:
     """Sends one request under the target's name and counts what came of it.
 
@@ -77,23 +96,44 @@ def ask(
         body: The request.
         tally: Counts what happened.
         measuring: Whether it counts now.
+        due: When it was meant to be sent: its latency counts from there. None: from now.
+        allow_degrade: Whether a degraded answer is a good one.
     """
+    sent = time.perf_counter()
     with session.post(
         target.path, data=body.payload, headers=body.headers, name=target.label, catch_response=True
     ) as response:
+        start, at_s = (0.0, sent) if due is None else (due.start, due.at_s)
+        latency_ms = (time.perf_counter() - start - at_s) * 1000
+        answer, gateway_ms, reason = None, None, ""
         try:
-            answer, gateway_ms = _read(response, target)
+            answer, gateway_ms = _read(response, target, allow_degrade)
         except AnswerError as error:
-            if measuring():
-                tally.failed(str(error))
-            response.failure(str(error))
-            return
+            reason = str(error)
         if measuring():
-            tally.answered(answer, body.label, response.request_meta["response_time"], gateway_ms)
-        response.success()
+            if answer is None:
+                tally.failed(reason)
+            else:
+                tally.answered(answer, body.label, latency_ms, gateway_ms)
+            if tally.keep_times:
+                tally.sent(
+                    target,
+                    answer,
+                    body.label,
+                    at_s=at_s,
+                    late_ms=(sent - start - at_s) * 1000,
+                    latency_ms=latency_ms,
+                    gateway_ms=np.nan if gateway_ms is None else gateway_ms,
+                    status=response.status_code,
+                    row=body.row,
+                )
+        if answer is None:
+            response.failure(reason)
+        else:
+            response.success()
 
 
-def _read(response: Any, target: Target) -> tuple[Answer, float | None]:
+def _read(response: Any, target: Target, allow_degrade: bool) -> tuple[Answer, float | None]:
     if response.status_code == 0:
         raise AnswerError(f"no answer: {response.error!r:.{_SHOWN}}")
     if response.status_code != 200:
@@ -101,5 +141,5 @@ def _read(response: Any, target: Target) -> tuple[Answer, float | None]:
         raise AnswerError(f"status {response.status_code}: {said}")
     headers = response.headers
     answer = read_answer(response.content, headers.get("inference-header-content-length"))
-    check_answer(target, answer)
+    check_answer(target, answer, allow_degrade=allow_degrade)
     return answer, gateway_time_ms(headers.get("server-timing"))
