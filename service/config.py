@@ -70,6 +70,22 @@ class Config(BaseSettings):
         {}, description="What the claim's values mean here, if they are not the names of our roles."
     )
 
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Form of the log; auto: for people on a terminal, JSON lines elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that the log tells; of libraries, warnings and worse."
+    )
+    log_requests: float = Field(
+        0.01, ge=0, le=1, description="Share of the answered requests that get a line in the log."
+    )
+    drift_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests that drift is watched on; 0 for none."
+    )
+    drift_rows_per_s: float = Field(
+        50.0, gt=0, description="Most rows that drift is watched on in a second, per worker."
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -21,6 +21,7 @@ from service.data_plane import App, DataPlane
 from service.fleet import Fleet
 from service.inference import Inference
 from service.metrics import Metrics
+from service.observing.observers import Observers
 from service.predict import predict
 from service.repository import Repository
 from service.scheduler import Limits, Scheduler
@@ -51,6 +52,7 @@ class GatewayService(bentoml.Service[Any]):
     """
 
     core: Inference
+    observers: Observers
 
     def __attrs_post_init__(self) -> None:
         """Names what `bentoml build` packs: each model's card and its released variants."""
@@ -71,14 +73,18 @@ class GatewayService(bentoml.Service[Any]):
         app = super().to_asgi(is_main=is_main)
         if not callable(app):
             raise SeamError(f"BentoML {bentoml.__version__} gives no ASGI app. Install the pinned version.")
-        settings, metrics = config(), Metrics()
-        fleet = Fleet(self._catalog(), this_host(settings.workers), metrics, settings.max_batch_rows)
+        settings, metrics, catalog = config(), Metrics(), self._catalog()
+        worker = bentoml.server_context.worker_index or 1
+        self.observers = Observers(settings, str(worker), catalog.card_file, metrics)
+        fleet = Fleet(catalog, this_host(settings.workers), metrics, settings.max_batch_rows)
         fleet.load_all()
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
         self.core = Inference(fleet, Scheduler(limits), Transforming(limits, metrics), metrics)
-        metrics.started(bentoml.server_context.worker_index or 1, settings.max_queue_requests)
+        self.core.listeners += self.observers.listeners
+        metrics.started(worker, settings.max_queue_requests)
         _quicken()
-        return DataPlane(app, self.core, Repository(fleet, settings.workers), settings.max_body_bytes)
+        plane = DataPlane(app, self.core, Repository(fleet, settings.workers), settings.max_body_bytes)
+        return self.observers.around(plane)
 
     def _catalog(self) -> Catalog:
         """The whole store, or in a Bento only what it packed."""
@@ -137,12 +143,14 @@ class Gateway:
         core.transforming.close()
         core.scheduler.close()
         core.metrics.tallies.flush()
+        await self.bento_service.observers.close()
 
     async def _tick(self) -> None:
         core = self.bento_service.core
         while True:
             try:
                 core.fleet.refresh_metrics(datetime.now(UTC), core.scheduler.depth)
+                await self.bento_service.observers.tick()
                 if core.fleet.outdated():
                     await asyncio.to_thread(core.fleet.load_all)
             except Exception:  # a full disk, say: requests go on, and so must this loop

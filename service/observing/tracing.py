@@ -132,7 +132,7 @@ class Tracing:
         links: list[Link] | None = None,
         more: Mapping[str, int] | None = None,
     ) -> Span:
-        attributes = {**_attributes(outcome), **(more or {})}
+        attributes: dict[str, str | int] = {**_attributes(outcome), **(more or {})}
         span = self._tracer.start_span(
             name,
             set_span_in_context(above.span, otel_context.Context()),
