@@ -11,7 +11,7 @@ _RANGE = 2.0**-64
 
 def position(rollout: Rollout, key: str) -> float:
     """Where in 0..1 a caller lies: the same at all times, and unrelated from one rollout to the next."""
-    digest = blake2b(key.encode(), digest_size=8, key=rollout.salt).digest()
+    digest = blake2b(key.encode(), digest_size=8, salt=rollout.salt).digest()
     return int.from_bytes(digest, "little") * _RANGE
 
 
@@ -29,7 +29,7 @@ def assign(rollout: Rollout, key: str | float, tier: str) -> Arm | None:
     Returns:
         None where the rollout does not apply.
     """
-    if not rollout.covers(tier):
+    if not rollout.is_serving or rollout.tier not in (None, tier):
         return None
     place = key if isinstance(key, float) else position(rollout, key)
     for end, arm in rollout.thresholds:
@@ -49,7 +49,7 @@ def shadow_draw(rollout: Rollout, arm: Arm, draw: float) -> tuple[Arm, ...]:
         arm: The arm that answers.
         draw: From 0..1.
     """
-    if draw >= rollout.fraction or not rollout.phase.is_serving:
+    if draw >= rollout.fraction or not rollout.is_serving:
         return ()
     return rollout.contenders if arm.name == PRIMARY else (rollout.primary,)
 

@@ -60,7 +60,7 @@ def _numbers(theirs: Array, ours: Array) -> tuple[Floats, Floats]:
 def _agreement(metric: str, primary: Outputs, candidate: Outputs) -> float:
     name = metric.partition("@")[2] or next(iter(primary))
     theirs, ours = primary[name], candidate[name]
-    same = (predicted_classes(theirs) == predicted_classes(ours)).reshape(len(theirs), -1).mean(axis=1)
+    same = np.equal(predicted_classes(theirs), predicted_classes(ours)).reshape(len(theirs), -1).mean(axis=1)
     sound = np.isfinite(_rows(theirs)).all(axis=1) == np.isfinite(_rows(ours)).all(axis=1)
     return float((same * sound).mean())
 
@@ -72,7 +72,7 @@ def _rows(array: Array) -> Floats:
 
 def _cosine(theirs: Floats, ours: Floats) -> Floats:
     """Cosine similarity per row, 0..1; of two rows of zeros 1."""
-    sound = np.isfinite(theirs).all(axis=1) & np.isfinite(ours).all(axis=1)
+    sound = np.logical_and(np.isfinite(theirs).all(axis=1), np.isfinite(ours).all(axis=1))
     theirs, ours = (_unit(np.where(sound[:, None], array, 0.0)) for array in (theirs, ours))
     products = np.clip((theirs * ours).sum(axis=1), 0.0, 1.0)
     both_zero = ~theirs.any(axis=1) & ~ours.any(axis=1)

@@ -47,11 +47,6 @@ class Phase(StrEnum):
         """Whether nothing follows."""
         return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.INCONCLUSIVE)
 
-    @property
-    def is_serving(self) -> bool:
-        """Whether requests are given to arms and copied."""
-        return self in (Phase.PROGRESSING, Phase.WAITING, Phase.PROMOTING)
-
 
 class Outcome(StrEnum):
     """What was decided about a candidate."""
@@ -152,8 +147,13 @@ class Rollout:
         return {arm.name: arm.weight for arm in self.arms}
 
     @cached_property
+    def is_serving(self) -> bool:
+        """Whether requests are given to arms and copied now."""
+        return self.phase in (Phase.PROGRESSING, Phase.WAITING, Phase.PROMOTING)
+
+    @cached_property
     def salt(self) -> bytes:
-        """Keys the hash that assigns arms (16 bytes)."""
+        """Salts the hash that assigns arms (16 bytes)."""
         return sha256(self.id.encode()).digest()[:16]
 
     @cached_property
@@ -165,10 +165,6 @@ class Rollout:
                 end += arm.weight / 100
                 ends.append((end, arm))
         return tuple(ends)
-
-    def covers(self, tier: str) -> bool:
-        """Whether requests of this tier take part now."""
-        return self.phase.is_serving and (self.tier is None or self.tier == tier)
 
     def arm(self, name: str) -> Arm:
         """The arm of this name."""
