@@ -26,6 +26,7 @@ _DRAWS = 1000
 _ALPHA = 0.05
 _SEED = 0
 _FEWEST_BLOCKS = 8
+_BUSY = 0.9
 _FEWEST_BEYOND = 5
 _PERCENTILES = {"p50": 0.5, "p99": 0.99}
 _SAME = ("shape", "rate", "peak", "seconds", "users", "binary", "trace", "speed", "allow_degrade")
@@ -71,7 +72,7 @@ def compare_runs(now: Report, before: Mapping[str, Any], rows_alike: bool = True
         "paired": paired and bool(changes),
         "unlike": unlike,
         "changes": changes,
-        "text": _summary(changes, unlike),
+        "text": _summary(changes, unlike) + _caution(now, before),
     }
 
 
@@ -250,6 +251,20 @@ def _summary(changes: Sequence[Change], unlike: Sequence[str]) -> str:
     parts = [f"Worse: {'; '.join(worse)}."] if worse else []
     parts += [f"Better: {'; '.join(better)}."] if better else []
     return f"{' '.join(parts)} The other {len(changes) - len(told)} figures: cannot tell. {_NOISE}"
+
+
+def _caution(now: Report, before: Mapping[str, Any]) -> str:
+    """Latencies of a machine that had no processor left tell of its neighbours too."""
+    busy = [
+        name
+        for name, run in (("this", now), ("the earlier", before))
+        if any(target["machine_cpu"] >= _BUSY for target in run["targets"])
+    ]
+    if not busy:
+        return ""
+    return (
+        f" All processors were busy in {' and '.join(busy)} run: other programs may have made a change too."
+    )
 
 
 def _quantile_of(share: float) -> Statistic:

@@ -60,7 +60,7 @@ def find_capacity(
 
     def holds(rate: float) -> bool:
         tried.append(probe(rate))
-        if tried[-1].outcome == "broken":
+        if tried[-1].outcome != "held":
             tried.append(probe(rate))
         return tried[-1].outcome == "held"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from markupsafe import Markup
 
@@ -138,6 +139,7 @@ def trade(targets: Sequence[TargetReport], colours: Colours) -> Markup:
     across = log_scale([t["figures"]["p99"] or 0.0 for t in known], _LEFT + 10, WIDTH - 70)
     reached = [100 * end for span in spans.values() if span is not None for end in span]
     up = linear_scale([*values, *reached], height - _BELOW, _TOP, zero=False)
+    up = replace(up, high=min(up.high, 100.0))
     places = [(across(t["figures"]["p99"] or 0.0), up(value)) for t, value in zip(known, values, strict=True)]
     labels = Labels(places)
     parts = [

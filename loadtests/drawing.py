@@ -140,7 +140,7 @@ def axis_left(scale: Scale, x: float, right: float, title: str) -> Markup:
     ticks = scale.ticks(4)
     parts = [line(x, scale(tick), right, scale(tick), "grid") for tick in ticks]
     parts += [text(x - 7, scale(tick) + 4, number(tick), "end", "tick") for tick in ticks]
-    parts.append(text(2, min(scale.start, scale.end) - 9, title, "start", "tick"))
+    parts.append(text(2, min(scale.start, scale.end) - 14, title, "start", "tick"))
     return Markup("").join(parts)
 
 

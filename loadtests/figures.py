@@ -32,7 +32,8 @@ _Z = 1.96
 _REJECTED = (429, 503)
 _LATE = 504
 _PER = 1000
-_MOMENTS = 60
+_MOMENTS = 12, 60
+_PER_MOMENT = 15
 _CURVE = 81
 
 
@@ -176,10 +177,11 @@ def answers_by_row(rows: Rows, there: int) -> str:
 
 def timeline(rows: Rows, seconds: float) -> list[Moment]:
     """What was sent and what came of it, by time of sending."""
-    width = seconds / _MOMENTS
-    place = np.minimum((rows["at_s"] / width).astype(int), _MOMENTS - 1)
+    count = min(max(len(rows) // _PER_MOMENT, _MOMENTS[0]), _MOMENTS[1])
+    width = seconds / count
+    place = np.minimum((rows["at_s"] / width).astype(int), count - 1)
     found: list[Moment] = []
-    for moment in range(_MOMENTS if len(rows) else 0):
+    for moment in range(count if len(rows) else 0):
         mine = rows[place == moment]
         times = np.sort(mine["latency_ms"][mine["good"]])
         found.append(
