@@ -1,7 +1,9 @@
-"""How long work tells how far it is: bars on a terminal, plain lines elsewhere."""
+"""How long work tells how far it is: bars on a terminal, plain lines elsewhere, JSON for programs."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +45,21 @@ class Lines:
         print(f"{task}: {outcome}", file=sys.stderr, flush=True)
 
 
+class JsonLines:
+    """One JSON object per line for whoever started this: `MIPGATE_PROGRESS=json`."""
+
+    def update(self, task: str, what: str, fraction: float) -> None:
+        """Prints how far a task is."""
+        self._print({"task": task, "what": what, "fraction": fraction})
+
+    def finish(self, task: str, outcome: str) -> None:
+        """Prints the outcome."""
+        self._print({"task": task, "what": outcome, "fraction": 1.0})
+
+    def _print(self, line: dict[str, str | float]) -> None:
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+
 class Bars:
     """One bar per task on a terminal."""
 
@@ -82,9 +99,11 @@ class Bars:
 
 @contextmanager
 def reporter() -> Iterator[Reporter]:
-    """Bars when standard error is a terminal, lines when it is not."""
+    """Bars when standard error is a terminal, lines when it is not; JSON where the environment asks."""
     console = Console(stderr=True)
-    if console.is_terminal:
+    if os.environ.get("MIPGATE_PROGRESS") == "json":
+        yield JsonLines()
+    elif console.is_terminal:
         with Bars(console) as bars:
             yield bars
     else:

@@ -209,6 +209,16 @@ class JobStore:
                 ended["fraction"] = 1.0
             return bool(connection.execute(update(jobs).where(*_is_mine(job, holder)).values(ended)).rowcount)
 
+    def give_back(self, job: Job, holder: str) -> None:
+        """Puts a job back that this builder cannot end; the attempt does not count.
+
+        Raises:
+            StateAwayError: The database does not answer; the job is taken over when its lease ends.
+        """
+        waits = {"state": State.QUEUED.value, "phrase": "waits for a builder", "attempts": job.attempts - 1}
+        with self._database.writing() as connection:
+            connection.execute(update(jobs).where(*_is_mine(job, holder)).values(waits))
+
     def ended(self, after: float, until: float) -> list[Job]:
         """Jobs that ended in this time.
 

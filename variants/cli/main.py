@@ -25,6 +25,7 @@ VERBS = {
     "gc": "Delete what nothing refers to.",
     "bento": "Pack the released variants into a Bento.",
     "serve": "Serve the models, or a Bento, over HTTP.",
+    "builder": "Build what running gateways ask for.",
     "compare": "Load-test every variant and tier of a running gateway.",
 }
 

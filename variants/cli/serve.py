@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ import httpx
 
 from variants.catalog import SAMPLES_FILE, Catalog
 from variants.cli.bento import pack
+from variants.cli.builder import builder_beside
 from variants.home import subfolder
 from variants.samples import read_split
 
@@ -28,8 +30,11 @@ _LONGEST_ON_SCREEN = 2000
 @click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
 @click.option("--workers", type=click.IntRange(1), envvar="MIPGATE_WORKERS", help="Worker processes.")
 @click.option("--bento", is_flag=True, help="Pack the released variants into a Bento and serve that.")
+@click.option("--with-builder", is_flag=True, help="Start a builder beside the gateway, and stop it with it.")
 @click.option("--examples/--no-examples", default=True, help="Print a request per tier once ready.")
-def command(port: int, host: str, workers: int | None, bento: bool, examples: bool) -> None:
+def command(
+    port: int, host: str, workers: int | None, bento: bool, with_builder: bool, examples: bool
+) -> None:
     """Serve the registered models over HTTP, until interrupted.
 
     Example: mipgate serve --port 3000
@@ -41,7 +46,8 @@ def command(port: int, host: str, workers: int | None, bento: bool, examples: bo
     environment = os.environ | ({"MIPGATE_WORKERS": str(workers)} if workers else {})
     command_line = [sys.executable, "-m", "bentoml", "serve", service, "--port", str(port), "--host", host]
     started = time.monotonic()
-    with subprocess.Popen(command_line, env=environment, cwd=_service_folder()) as server:
+    beside = builder_beside() if with_builder else nullcontext()
+    with beside, subprocess.Popen(command_line, env=environment, cwd=_service_folder()) as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: server.send_signal(received))
         address = f"http://localhost:{port}"

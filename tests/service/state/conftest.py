@@ -17,6 +17,9 @@ import pytest
 
 from service.state.database import Database
 from tests.debian import program
+from tests.variants.handmade import card, entry
+from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
+from variants.variant import Life
 
 _FAST = "-c fsync=off -c listen_addresses= -c shared_buffers=16MB"
 
@@ -112,3 +115,13 @@ def outage(request: pytest.FixtureRequest, url: str) -> Iterator[Outage]:
 
 def _lock(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN EXCLUSIVE")
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    """A store with a released reference of the model m and a candidate."""
+    for name in (SAMPLES_FILE, VALIDATION_FILE):
+        (tmp_path / name).touch()
+    made = Catalog(root=tmp_path / "models")
+    made.register(card(entry("fp32"), entry("int8", life=Life.CANDIDATE)), tmp_path)
+    return made

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -20,21 +19,10 @@ from service.state.rollouts import RolloutStore
 from tests.conftest import ROOT
 from tests.service.state.conftest import Outage
 from tests.service.state.experiments import answers, begun, canary
-from tests.variants.handmade import card, entry
-from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
+from variants.catalog import Catalog
 from variants.variant import Life
 
 SOON_S = 20.0
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    """A store with a released reference of the model m and a candidate."""
-    for name in (SAMPLES_FILE, VALIDATION_FILE):
-        (tmp_path / name).touch()
-    made = Catalog(root=tmp_path / "models")
-    made.register(card(entry("fp32"), entry("int8", life=Life.CANDIDATE)), tmp_path)
-    return made
 
 
 @pytest.fixture
