@@ -27,7 +27,7 @@ def program(package: str, path: str) -> Path:
 @cache
 def _unpacked(package: str, path: str) -> Path:
     """A script that starts the program of a package, which is unpacked when it is not there yet."""
-    folder = _cache() / package
+    folder = cache_folder() / package
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         root = folder / "root"
@@ -48,7 +48,7 @@ def _unpacked(package: str, path: str) -> Path:
         return starter
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """Where packages are kept. Root's own cache is closed to the users that some servers insist on."""
     if os.geteuid() == 0:
         return Path("/var/cache/mipgate-tests")
