@@ -81,6 +81,7 @@ class GatewayService(bentoml.Service[Any]):
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
         self.core = Inference(fleet, Scheduler(limits), Transforming(limits, metrics), metrics)
         self.core.listeners += self.observers.listeners
+        self.core.refusals.append(self.observers.requests.refused)
         metrics.started(worker, settings.max_queue_requests)
         _quicken()
         plane = DataPlane(app, self.core, Repository(fleet, settings.workers), settings.max_body_bytes)

@@ -105,6 +105,7 @@ class Inference:
         self.transforming = transforming
         self.metrics = metrics
         self.listeners: list[Listener] = []
+        self.refusals: list[Callable[[ServiceError, str, str], None]] = []
         self._demand = Demand(perf_counter())
         self._plans: dict[tuple[str, _Terms], _Plan] = {}
         self._looked = 0.0
@@ -320,6 +321,8 @@ class Inference:
     ) -> None:
         self.count_error(model, variant, slo.tier.name, error)
         if variant is None:
+            for refused in self.refusals:
+                refused(error, model.name, slo.tier.name)
             return
         total_s = perf_counter() - arrived
         variant.statistics.failed(total_s)

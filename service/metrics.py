@@ -145,6 +145,10 @@ class Metrics:
             "Population stability index of sampled traffic against the calibration split.",
             "model", "signal",
         )  # fmt: skip
+        self.drift_distance = gauge(
+            "mipgate_drift_distance", "Kolmogorov-Smirnov distance of the same, 0 to 1; not of classes.",
+            "model", "signal",
+        )  # fmt: skip
         self.drift_rows = gauge(
             "mipgate_drift_sampled_rows", "Rows in the window that drift is computed on.", "model"
         )

@@ -10,7 +10,6 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +76,12 @@ class _Window:
         self._squares = self._squares * kept**2 + float(counts.sum())
 
     def score(self) -> float:
-        """The population stability index, or NaN for too few rows."""
-        rows = self.rows
-        return self.expected.stability_index(self._counts, rows) if rows >= FEWEST_ROWS else nan
+        """The population stability index."""
+        return self.expected.stability_index(self._counts, self.rows)
+
+    def distance(self) -> float | None:
+        """The Kolmogorov-Smirnov distance; classes have no order and none."""
+        return None if self.expected.is_classes else self.expected.distance(self._counts)
 
 
 @dataclass(slots=True)
@@ -99,12 +101,13 @@ class _Watched:
                 window = self.windows.setdefault(key, _Window(distribution))
                 window.add(found[distribution.signal], rows)
 
-    def scores(self) -> dict[str, float]:
-        """By signal, the largest of all variants; NaN where none has enough rows."""
-        scores: dict[str, float] = {}
+    def largest(self, measure: Callable[[_Window], float | None]) -> dict[str, float]:
+        """By signal, the largest of all variants that have enough rows."""
+        found: dict[str, float] = {}
         for (_, signal), window in self.windows.items():
-            scores[signal] = float(np.fmax(scores.get(signal, nan), window.score()))
-        return scores
+            if window.rows >= FEWEST_ROWS and (value := measure(window)) is not None:
+                found[signal] = max(value, found.get(signal, value))
+        return found
 
 
 class Drift:
@@ -175,9 +178,11 @@ class Drift:
     def _tell(self, model: str, watched: _Watched) -> None:
         rows = max((window.rows for window in watched.windows.values()), default=0.0)
         self._metrics.drift_rows.labels(model).set(rows)
-        for signal, score in watched.scores().items():
-            if not np.isnan(score):  # a gauge that is not there says that too little is known
-                self._metrics.drift_score.labels(model, signal).set(score)
+        # A gauge that is not there says that too little is known.
+        for signal, score in watched.largest(_Window.score).items():
+            self._metrics.drift_score.labels(model, signal).set(score)
+        for signal, distance in watched.largest(_Window.distance).items():
+            self._metrics.drift_distance.labels(model, signal).set(distance)
 
     def _watch(self, card: Card) -> _Watched:
         """The model's windows; they stay when it was loaded anew and its distributions are the same."""

@@ -53,7 +53,7 @@ class RequestLog:
         """Tells of a request that ended, if it is worth a line."""
         names = {"model": outcome.model.name, "variant": outcome.variant.name, "tier": outcome.tier}
         if outcome.error is not None:
-            self.refused(outcome.error, **names, arm=outcome.arm, request_id=outcome.request_id)
+            self._end(outcome.error, **names, arm=outcome.arm, request_id=outcome.request_id)
         elif outcome.degraded_from is not None:
             self._decide("degrade", wanted=outcome.degraded_from, **names, request_id=outcome.request_id)
         if outcome.error is None and self._share and self._draw() < self._share:
@@ -69,8 +69,12 @@ class RequestLog:
                 request_id=outcome.request_id,
             )
 
-    def refused(self, error: ServiceError, **facts: str) -> None:
-        """Tells of a request that the gateway could not answer; what callers do wrong is theirs to know."""
+    def refused(self, error: ServiceError, model: str, tier: str) -> None:
+        """Tells of a request that no variant was found for."""
+        self._end(error, model=model, tier=tier)
+
+    def _end(self, error: ServiceError, **facts: str) -> None:
+        """What callers do wrong is theirs to know."""
         match error:
             case UnavailableError():
                 self._decide("shed", reason=error.reason or "", error=str(error), **facts)

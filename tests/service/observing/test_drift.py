@@ -99,6 +99,9 @@ def test_a_shift_of_the_input_is_seen(
     for _ in range(4):
         traffic.send(shift(rows).astype(rows.dtype))
     assert {signal for signal, score in scores(metrics).items() if score > ALERT} >= signals
+    distances = next(iter(metrics.drift_distance.collect())).samples
+    assert {sample.labels["signal"] for sample in distances} == SIGNALS - {"prediction"}
+    assert max(sample.value for sample in distances) > 0.2
 
 
 def test_a_mix_of_few_classes_is_seen(digits: Catalog, metrics: Metrics) -> None:

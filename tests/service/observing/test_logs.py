@@ -147,6 +147,13 @@ def test_what_did_not_go_as_asked_is_always_told(written: Written, facts: Any, e
     assert line["level"] == "warning"
 
 
+def test_a_request_that_no_variant_was_found_for_is_told(written: Written) -> None:
+    requests(written).refused(UnavailableError("full. Wait.", "capacity"), "digits", "fast")
+    (line,) = written.lines
+    said = {"event": "shed", "model": "digits", "tier": "fast", "reason": "capacity", "error": "full. Wait."}
+    assert line.items() >= said.items()
+
+
 def test_what_callers_do_wrong_is_not_logged(written: Written) -> None:
     requests(written, 1.0, 0.0).served(outcome(error=BadRequestError("no. Mend it.")))
     assert not written.lines
