@@ -28,6 +28,7 @@ from loadtests.markdown import markdown
 from loadtests.measure import Settings, measure, measure_passes
 from loadtests.options import (
     DEFAULT_SECONDS,
+    REPLAY,
     check,
     default_processes,
     make_parser,
@@ -42,7 +43,7 @@ from loadtests.schema import LoadGen, Report
 from loadtests.selection import choose_targets, with_reference
 from loadtests.table import write_csv
 from loadtests.tally import Measurement, Tally
-from loadtests.targets import GatewayError, Offer, Target, offer
+from loadtests.targets import MIX, GatewayError, Offer, Target, offer
 from loadtests.terms import check_scopes
 from loadtests.traffic import load_in_turn
 
@@ -64,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before = _read_baseline(options.baseline) if options.baseline else None
         samples = read_samples(options.samples)
         offered = offer(options.url, options.model)
-        targets, not_measured = choose_targets(
-            offered, document, options.targets, mix=options.shape is not None
-        )
+        wanted = options.targets or ([MIX] if options.shape == REPLAY else None)
+        targets, not_measured = choose_targets(offered, document, wanted, mix=options.shape is not None)
         check_scopes(options.fail_on or (), _scopes(targets, offered))
         report = _report(options, document, samples, offered, targets, not_measured)
         if before is not None:

@@ -152,11 +152,13 @@ def intervals(rows: Rows, parts: list[Block]) -> dict[str, Interval]:
     generator = np.random.default_rng(_SEED)
     weights = generator.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), _DRAWS)
     counts = weights @ histogram(parts)
-    good = rows["good"].sum()
+    times = np.sort(rows["latency_ms"][rows["good"]])
     for name, share in _QUANTILES.items():
         drawn = binned_quantile(counts, share)
-        if good * (1 - share) >= _BEYOND and not np.isnan(drawn).any():
-            found[name] = _middle(drawn)
+        if len(times) * (1 - share) >= _BEYOND and not np.isnan(drawn).any():
+            low, high = _middle(drawn)  # of bins: the figure itself is exact
+            exact = _rank(times, share)
+            found[name] = [min(low, exact), max(high, exact)]
     requests = weights @ np.array([part["requests"] for part in parts])
     failed = weights @ np.array([part["requests"] - part["good"] for part in parts])
     if (requests > 0).all():

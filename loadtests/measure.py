@@ -68,6 +68,7 @@ def measure_pass(settings: Settings, target: Target, samples: Samples) -> Tally:
 def measure_load(settings: Settings, target: Target, samples: Samples) -> Load:
     """Sends random rows from `users` users at once for `seconds`, each waiting for its answer."""
     tally, window = Tally(), _Window()
+    server = gateway_processes(settings.url)  # looking for them takes long: not while answers count
     bodies = samples.bodies(target.parameters(), binary=settings.binary)
     cls = user_class(target, bodies, tally, measuring=staticmethod(window.is_open))
     environment = Environment(user_classes=[cls], host=settings.url, stop_timeout=_STOP_TIMEOUT_S)
@@ -78,7 +79,7 @@ def measure_load(settings: Settings, target: Target, samples: Samples) -> Load:
             gevent.sleep(_POLL_S)
         gevent.sleep(_WARM_UP_S)
         opened = window.open()
-        meter = Meter(gateway_processes(settings.url))
+        meter = Meter(server)
         gevent.sleep(settings.seconds)
         seconds, client_cpu, machine_cpu = window.close()
         usage = meter.stop()

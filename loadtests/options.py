@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from loadtests.plan import Search, Traffic
 from loadtests.schedule import MOST_ROWS
 from loadtests.shapes import SHAPES
 from loadtests.terms import Term, TermError, read_terms
 from loadtests.trace import TraceError, read_trace
-from loadtests.traffic import Search, Traffic
 
 REPLAY = "replay"
 DEFAULT_RATE = 100.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from loadtests.targets import GatewayError, Offer, Target
+from loadtests.targets import MIX, GatewayError, Offer, Target
 
 _RELEASED = "released"
 
@@ -35,7 +35,7 @@ def choose_targets(
         replace(t, unfit=_unfit(t.name, document)) if t.kind == "tier" else t for t in offered.targets()
     ]
     if mix:
-        targets = [Target(offered.model, "mix", "mix"), *targets]
+        targets = [Target(offered.model, "mix", MIX), *targets]
     not_measured = {
         entry["name"]: f"{entry['status']}: {entry.get('reason') or 'the gateway does not offer it'}"
         for entry in document["variants"]

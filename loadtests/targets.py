@@ -15,6 +15,10 @@ Kind = Literal["tier", "variant", "mix"]
 # What callers of a service with the default tiers plausibly ask for; other tiers get an equal part.
 TIER_MIX = {"balanced": 60, "fast": 30, "accurate": 10}
 OTHER_TIER = 10
+# The target of all tiers at once.
+MIX = "mix"
+# Of an arrival that names none.
+USUAL_TIER = "balanced"
 
 # Pinned variants are measured, not held to a tier; the same for a pass over the test split.
 UNHURRIED_MS = 60_000

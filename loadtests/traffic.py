@@ -6,70 +6,21 @@ Importing this patches the process for gevent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from loadtests.capacity import Capacity, Probe, find_capacity
 from loadtests.crew import Crew, Sending
 from loadtests.figures import figures, lateness
+from loadtests.plan import Search, Traffic
 from loadtests.report import CLIENT_BUSY, sends_late
 from loadtests.samples import Samples
-from loadtests.schedule import Schedule, draw, replay
 from loadtests.tally import Load, Measurement
-from loadtests.targets import OTHER_TIER, TIER_MIX, Target
-from loadtests.terms import Term, first_broken
-from loadtests.trace import Trace
+from loadtests.targets import Target
+from loadtests.terms import first_broken
 
 # A percentile needs answers: a probe lasts until it has had this many, within limits.
 _PROBE_REQUESTS = 400
 _PROBE_S = (1.0, 10.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What to send.
-
-    Attributes:
-        shape: A name in `loadtests.shapes.SHAPES`, or `replay`.
-        rate: The base rate, requests per second.
-        peak: The highest rate as a multiple of the base rate.
-        seconds: Length of each load; None plays a whole record.
-        seed: Of all that is drawn.
-        trace: The record to replay, and its file.
-        speed: How many times faster than recorded it is replayed.
-    """
-
-    shape: str
-    rate: float
-    peak: float
-    seconds: float | None
-    seed: int
-    trace: tuple[Path, Trace] | None = None
-    speed: float = 1.0
-
-    def schedule(self, asked: Sequence[Target], rows: int) -> Schedule:
-        """When to send what to which of these targets."""
-        if self.trace is not None:
-            places = {target.name: place for place, target in enumerate(asked)}
-            usual = places.get("balanced", 0)
-            return replay(self.trace[1], places, usual, self.speed, self.seconds, rows, self.seed)
-        shares = [TIER_MIX.get(target.name, OTHER_TIER) for target in asked]
-        return draw(self.shape, self.rate, self.seconds or 0.0, self.peak, shares, rows, self.seed)
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """How to search for the highest rate.
-
-    Attributes:
-        objective: Conditions that must be true.
-        most: The highest rate to try.
-        price: Of a processor hour.
-    """
-
-    objective: tuple[Term, ...]
-    most: float
-    price: float
 
 
 def asked_of(target: Target, tiers: Sequence[Target]) -> list[Target]:

@@ -78,17 +78,8 @@ def test_a_trace_is_replayed(files):  # noqa: F811
     trace = Trace(np.arange(40) / 40, ("fast",) * 30 + ("accurate",) * 10)
     write_trace(files / "trace.csv", MODEL, trace)
     with stub_gateway() as url:
-        done = shaped(
-            url,
-            files,
-            "--trace",
-            str(files / "trace.csv"),
-            "--speed",
-            "2",
-            "--targets",
-            "mix",
-            shape="replay",
-        )
+        options = ("--trace", str(files / "trace.csv"), "--speed", "2", "--seconds", "0.6")
+        done = shaped(url, files, *options, shape="replay")
     assert done.returncode == 0, done.stderr
     (mix,) = read(files)["targets"]
     assert [(part["name"], part["share"]) for part in mix["tiers"]] == [("fast", 0.75), ("accurate", 0.25)]
@@ -176,11 +167,7 @@ def test_mlperfs_loadgen_is_a_second_client(files):  # noqa: F811
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--fail-on", "p98>2ms"), "is no figure. Known: p50"),
         (("--fail-on", "slow:p99>2ms"), "is of slow, which is not loaded. Known: tier:accurate, accurate"),
-        (("--rate", "5"), "--rate needs --shape"),
-        (("--shape", "replay"), "--shape replay needs --trace FILE"),
-        (("--shape", "steady", "--slo", "fast:p99<2ms"), "cannot be searched for"),
         (("--baseline", "nowhere.json"), "is no earlier report.json"),
         (("--targets", "mix"), "unknown target mix"),
     ],
