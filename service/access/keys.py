@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from service.access.principal import Role
 
@@ -46,6 +47,18 @@ class ApiKey:
     expires: float | None = None
     parent: str | None = None
     revoked: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What may be seen of it: all but the digest."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "role": self.role.value,
+            "rate_per_s": self.rate_per_s,
+            "created": self.created,
+            "expires": self.expires,
+            "session_of": self.parent,
+        }
 
     def is_valid(self, now: float) -> bool:
         """Whether it opens anything now."""

@@ -47,7 +47,8 @@ class Desk:
     jobs: JobStore
     leases: Leases
     sampler: Sampler
-    judge: Callable[[Mapping[str, Any]], int]  # labels by request id -> how many were taken
+    judge: Callable[[Mapping[str, Any]], Awaitable[None]]  # labels by request id: all of them, or none
+    hurry: Callable[[], None]  # has this worker look at the shared state at once
     session_s: float
     _described: dict[str, tuple[str, Card, dict[str, Any]]] = field(default_factory=dict)
 

@@ -12,10 +12,10 @@ from starlette.responses import Response
 from service.access.principal import Principal
 from service.admin.bodies import Body, BuildBody, SearchBody, read_body
 from service.admin.desk import Desk, answer
+from service.conducting import BUILDERS
 from service.errors import NoBuilderError
 from service.state.jobs import Job, Kind
 
-_BUILDERS = "builder"  # begins the names of the leases that builders hold while they live
 _SHOWN = ("id", "kind", "model", "state", "phrase", "fraction", "created", "started", "finished", "error",
           "result", "cancelling")  # fmt: skip
 
@@ -71,7 +71,7 @@ async def _queue(
     model = request.path_params["model"]
     await asyncio.to_thread(desk.described, model)
     desk.require_changeable()
-    if not await asyncio.to_thread(desk.leases.held, _BUILDERS):
+    if not await asyncio.to_thread(desk.leases.held, BUILDERS):
         raise NoBuilderError(
             "no builder is running. Start one beside the gateway: `mipgate builder`, or "
             "`mipgate serve --with-builder`."

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.access.keys import TOKEN, ApiKey, new_key
+from service.access.keys import TOKEN, new_key
 from service.access.peer import require_same_origin
 from service.access.principal import Principal, Role
 from service.admin.bodies import Body, KeyBody, SessionBody, read_body
@@ -25,7 +24,7 @@ async def list_keys(desk: Desk, request: Request, who: Principal) -> Response:
     """Every key that opens something, sessions of the console among them."""
     now = time.time()
     keys = await asyncio.to_thread(desk.keys.keys)
-    return answer([_shown(key) for key in keys if key.is_valid(now)])
+    return answer([key.to_json() for key in keys if key.is_valid(now)])
 
 
 async def create_key(desk: Desk, request: Request, who: Principal) -> Response:
@@ -34,8 +33,8 @@ async def create_key(desk: Desk, request: Request, who: Principal) -> Response:
     shown, key = new_key(body.name, Role(body.role), time.time(), body.rate_per_s)
     await asyncio.to_thread(desk.keys.add, key)
     await desk.follower.follow()
-    await desk.audit(who, "create key", key.id, None, _shown(key))
-    return answer({**_shown(key), "key": shown}, 201)
+    await desk.audit(who, "create key", key.id, None, key.to_json())
+    return answer({**key.to_json(), "key": shown}, 201)
 
 
 async def revoke_key(desk: Desk, request: Request, who: Principal) -> Response:
@@ -45,7 +44,7 @@ async def revoke_key(desk: Desk, request: Request, who: Principal) -> Response:
     if key is None:
         raise NotFoundError(f'no key "{key_id[:80]}" is in force. List them: `mipgate keys list`.')
     await desk.follower.follow()
-    await desk.audit(who, "revoke key", key.id, _shown(key), None)
+    await desk.audit(who, "revoke key", key.id, key.to_json(), None)
     return answer({"id": key.id, "revoked": True})
 
 
@@ -104,16 +103,3 @@ async def _identified(desk: Desk, sent: bytes) -> Principal:
     except UnauthorizedError:
         await desk.follower.follow_soon()
         return desk.access.identify(sent, Role.INFER)
-
-
-def _shown(key: ApiKey) -> dict[str, Any]:
-    """What may be seen of a key: all but its digest."""
-    return {
-        "id": key.id,
-        "name": key.name,
-        "role": key.role.value,
-        "rate_per_s": key.rate_per_s,
-        "created": key.created,
-        "expires": key.expires,
-        "session_of": key.parent,
-    }

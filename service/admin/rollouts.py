@@ -32,7 +32,8 @@ async def start(desk: Desk, request: Request, who: Principal) -> Response:
     asked = read_request(body)
     desk.require_changeable()
     rollout = await asyncio.to_thread(_start, desk, request.path_params["model"], asked, who)
-    document = shown(desk, rollout)
+    desk.hurry()
+    document = await asyncio.to_thread(shown, desk, rollout)
     await desk.audit(who, "start rollout", rollout.id, None, _state(rollout) | {"kind": rollout.kind.value})
     return answer(document, 201)
 
@@ -67,6 +68,7 @@ def change(verb: Verb) -> Handler:
             lambda rollout, now: command(rollout, verb, who.who, now),
             body.version,
         )
+        desk.hurry()
         await desk.audit(who, f"{verb.value} rollout", after.id, _state(before), _state(after))
         return answer(await asyncio.to_thread(shown, desk, after))
 

@@ -7,6 +7,8 @@ import click
 from variants.assessment import Standing
 from variants.catalog import Catalog
 from variants.cli.output import human_bytes, print_table
+from variants.cli.remote import Remote, key_option, over_api_option
+from variants.cli.remote_job import run_job
 from variants.host import this_host
 from variants.progress import reporter
 from variants.search import Objective, search
@@ -29,6 +31,8 @@ from variants.search import Objective, search
 @click.option("--epochs", type=click.IntRange(1), help="Of each training; a quarter of the model's own.")
 @click.option("--name", metavar="RECIPE", help="Name of the winner; search-OBJECTIVE if not given.")
 @click.option("--fresh", is_flag=True, help="Forget what earlier runs tried.")
+@over_api_option
+@key_option
 def command(
     model: str,
     floor: float,
@@ -37,6 +41,8 @@ def command(
     epochs: int | None,
     name: str | None,
     fresh: bool,
+    url: str | None,
+    key: str | None,
 ) -> None:
     """Search for the recipe of least latency or size above a floor of quality, and publish it as a candidate.
 
@@ -44,6 +50,12 @@ def command(
 
     Example: mipgate search digits --min-accuracy 0.99 --objective latency --trials 12
     """
+    if url is not None:
+        if epochs is not None or name is not None or fresh:
+            raise click.UsageError("--epochs, --name and --fresh are for a search on this machine.")
+        body = {"min_accuracy": floor, "objective": objective, "trials": trials}
+        run_job(Remote(url, key), f"/admin/models/{model}/searches", body)
+        return
     with reporter() as progress:
         found = search(
             model,

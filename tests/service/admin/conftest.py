@@ -1,6 +1,7 @@
 """The admin API over a real store and a real database, without a gateway around it."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,10 @@ def make(homes: Homes, database: Database, tmp_path: Path) -> Make:
         follower = Follower(access, store)
         follower.start()
         registry = CollectorRegistry()
+
+        async def judge(labels: Mapping[str, Any]) -> None:
+            await asyncio.to_thread(evidence.judge, labels, lambda answer, label: Feedback(1, 1.0), 3600)
+
         desk = Desk(
             database=database,
             access=access,
@@ -87,7 +92,8 @@ def make(homes: Homes, database: Database, tmp_path: Path) -> Make:
             jobs=JobStore(database),
             leases=Leases(database),
             sampler=Sampler(lambda: list(registry.collect())),
-            judge=lambda labels: len(evidence.judge(labels, lambda answer, label: Feedback(1, 1.0), 3600)),
+            judge=judge,
+            hurry=lambda: None,
             session_s=3600,
         )
         changes = Changes(lambda: documents(desk))

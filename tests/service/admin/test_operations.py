@@ -144,7 +144,7 @@ def test_building_needs_a_builder_and_then_waits_for_it(admin: Admin) -> None:
     nobody = client.post("/admin/models/digits/builds", json=body)
     assert nobody.status_code == 501
     assert "mipgate builder" in nobody.json()["error"]
-    admin.desk.leases.take("builder-1", "1", 60)
+    admin.desk.leases.take("builder/1", "1", 60)
     queued = client.post("/admin/models/digits/builds", json=body)
     assert queued.status_code == 202
     job = queued.json()
@@ -174,7 +174,7 @@ def test_building_needs_a_builder_and_then_waits_for_it(admin: Admin) -> None:
     ],
 )
 def test_a_build_that_cannot_be_is_refused(admin: Admin, body: dict[str, Any]) -> None:
-    admin.desk.leases.take("builder-1", "1", 60)
+    admin.desk.leases.take("builder/1", "1", 60)
     assert admin.client().post("/admin/models/digits/builds", json=body).status_code == 400
 
 
@@ -264,7 +264,7 @@ def test_feedback_that_cannot_be_is_refused(admin: Admin, body: object) -> None:
 
 
 def test_a_job_that_ended_is_told_at_once(admin: Admin) -> None:
-    admin.desk.leases.take("builder-1", "1", 60)
+    admin.desk.leases.take("builder/1", "1", 60)
     client = admin.client()
     job = client.post("/admin/models/digits/profile").json()
     client.post(f"/admin/jobs/{job['id']}/cancel")
