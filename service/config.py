@@ -49,6 +49,12 @@ class Config(BaseSettings):
     feedback_age_s: float = Field(
         24 * 3600.0, gt=0, description="Seconds that a label may come after its answer; ids are kept as long."
     )
+    feedback: Literal["rollouts", "all", "none"] = Field(
+        "rollouts", description="Whose answers wait for labels: those of rollouts, all, or none."
+    )
+    shadow_copies_per_s: float = Field(
+        50.0, ge=0, description="Most requests per second and worker that rollouts copy to compare answers."
+    )
     history_age_s: float = Field(
         90 * 24 * 3600.0, gt=0, description="Seconds that rollouts and jobs are kept after they ended."
     )

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from service.access.principal import Role
 from service.departure import Departure
 from service.errors import (
     INTERNAL_MESSAGE,
@@ -27,9 +28,11 @@ from service.errors import (
     TooLargeError,
     UnavailableError,
 )
-from service.inference import Inference, Outcome
+from service.inference import Inference
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import exposition
+from service.operation import Operation
+from service.outcome import Outcome
 from service.protocol import InferRequest, encode
 from service.repository import Repository
 from service.routing import SLO_HEADERS
@@ -48,6 +51,9 @@ _MEDIA_TYPES = (b"application/json", b"application/octet-stream")
 _JSON: Headers = [(b"content-type", b"application/json")]
 _BINARY: Headers = [(b"content-type", b"application/octet-stream")]
 _MAX_ROUTES = 4096
+_PREDICT = "/predict"
+_OPEN = "/v2/health/"  # probes carry no keys
+_OPERATIONS = ("/load", "/unload")
 _LONGEST_LENGTH = 12  # digits of a length in bytes
 
 Target = tuple[LoadedModel, LoadedVariant | None]
@@ -60,13 +66,22 @@ class ClientGoneError(Exception):
 class DataPlane:
     """Answers `/v2`; hands everything else to BentoML's app."""
 
-    def __init__(self, app: App, inference: Inference, repository: Repository, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: App,
+        inference: Inference,
+        repository: Repository,
+        operation: Operation,
+        max_body_bytes: int,
+    ) -> None:
         self._app = app
         self._inference = inference
         self._repository = repository
+        self._operation = operation
+        self._access = operation.access
         self._max_body = max_body_bytes
         self._targets: dict[str, Target] = {}
-        self._response_headers: dict[tuple[str, str, bool], Headers] = {}
+        self._response_headers: dict[tuple[str, str, bool, str], Headers] = {}
         self._generation = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,10 +112,16 @@ class DataPlane:
             await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, headers)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """BentoML's part, but for metrics; no body is larger than here."""
+        """BentoML's part, but for metrics and operation; no body is larger than here."""
         if scope["type"] == "http":
-            if scope["path"] == "/metrics":
+            path: str = scope["path"]
+            if path == "/metrics":
                 await self._tell_metrics(send)
+                return
+            if path.startswith(self._operation.paths):
+                await self._operation.app(scope, receive, send)
+                return
+            if path == _PREDICT and not await self._is_admitted(scope, send):
                 return
             length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
             if length.isdigit() and int(length[:_LONGEST_LENGTH]) > self._max_body:
@@ -108,6 +129,15 @@ class DataPlane:
                 await _send_json(send, error.status, {"error": str(error)}, [])
                 return
         await self._app(scope, receive, send)
+
+    async def _is_admitted(self, scope: Scope, send: Send) -> bool:
+        """Whether the caller may have answers; else it is told."""
+        try:
+            self._access.check(scope["headers"], scope["client"], Role.INFER)
+        except ServiceError as error:
+            await _send_json(send, error.status, {"error": str(error)}, error.headers())
+            return False
+        return True
 
     async def _tell_metrics(self, send: Send) -> None:
         """What Prometheus scrapes; counts are exact at that moment."""
@@ -121,14 +151,13 @@ class DataPlane:
         if self._generation != self._inference.fleet.generation:
             self._generation = self._inference.fleet.generation
             self._targets.clear()
+        self._access.check(scope["headers"], scope["client"], Role.INFER)
         model, pinned = self._targets.get(path) or self._find(path)
         model.inflight += 1
         departure = Departure(receive)
         try:
             request, parameters = await self._read(model, pinned, scope, receive)
-            answer = await self._inference.infer(
-                model, pinned, request, parameters, arrived, departure.watch
-            )
+            answer = await self._inference.infer(model, pinned, request, parameters, arrived, departure.watch)
         except asyncio.CancelledError:
             if not departure.happened:
                 raise
@@ -144,6 +173,8 @@ class DataPlane:
             "degraded": answer.degraded,
             "request_id": request_id,
         }
+        if answer.arm:
+            said["arm"] = answer.arm
         payload, json_length = encode(
             model.name, answer.variant.version, request_id, request, answer.outputs, model.signature, said
         )
@@ -168,6 +199,9 @@ class DataPlane:
 
     async def _control(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Everything but inference: rare, and small."""
+        if not path.startswith(_OPEN):
+            role = Role.OPERATE if path.endswith(_OPERATIONS) else Role.INFER
+            self._access.check(scope["headers"], scope["client"], role)
         body = await self._read_body(receive) if scope["method"] == "POST" else b""
         await _send_json(send, 200, await self._repository.answer(scope, path, body), [])
 
@@ -242,7 +276,7 @@ class DataPlane:
         )
 
     def _headers(self, answer: Outcome, json_length: int | None) -> Headers:
-        key = (answer.variant.name, answer.tier, answer.degraded)
+        key = (answer.variant.name, answer.tier, answer.degraded, answer.arm)
         fixed = self._response_headers.get(key)
         if fixed is None:
             fixed = self._response_headers[key] = [
@@ -250,6 +284,8 @@ class DataPlane:
                 (b"x-mipgate-tier", answer.tier.encode()),
                 (b"x-mipgate-degraded", b"true" if answer.degraded else b"false"),
             ]
+            if answer.arm:
+                fixed.append((b"x-mipgate-arm", answer.arm.encode()))
         if json_length is None:
             return _JSON + fixed
         return [*_BINARY, *fixed, (b"inference-header-content-length", str(json_length).encode())]

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from service.breaker import Circuit
 from service.errors import NotFoundError
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import Metrics
@@ -192,6 +193,8 @@ class Fleet:
         for model in self.models.values():
             self._metrics.inflight.labels(model.name).set(model.inflight)
             for variant in model.variants.values():
+                is_open = variant.breaker.circuit is not Circuit.CLOSED
+                self._metrics.breaker_open.labels(model.name, variant.name).set(is_open)
                 self._metrics.queue_depth.labels(model.name, variant.name).set(depth(variant.key))
                 age = now - datetime.fromisoformat(variant.profile.taken)
                 self._metrics.profile_age.labels(model.name, variant.name).set(age.total_seconds())

@@ -22,6 +22,7 @@ from service.fleet import Fleet
 from service.inference import Inference
 from service.metrics import Metrics
 from service.observing.observers import Observers
+from service.operation import Operation
 from service.predict import predict
 from service.repository import Repository
 from service.scheduler import Limits, Scheduler
@@ -53,6 +54,7 @@ class GatewayService(bentoml.Service[Any]):
 
     core: Inference
     observers: Observers
+    operation: Operation
 
     def __attrs_post_init__(self) -> None:
         """Names what `bentoml build` packs: each model's card and its released variants."""
@@ -76,15 +78,18 @@ class GatewayService(bentoml.Service[Any]):
         settings, metrics, catalog = config(), Metrics(), self._catalog()
         worker = bentoml.server_context.worker_index or 1
         self.observers = Observers(settings, str(worker), catalog.card_file, metrics)
-        fleet = Fleet(catalog, this_host(settings.workers), metrics, settings.max_batch_rows)
+        host = this_host(settings.workers)
+        fleet = Fleet(catalog, host, metrics, settings.max_batch_rows)
         fleet.load_all()
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
         self.core = Inference(fleet, Scheduler(limits), Transforming(limits, metrics), metrics)
         self.core.listeners += self.observers.listeners
         self.core.refusals.append(self.observers.requests.refused)
+        self.operation = Operation(settings, catalog, host, self.core)
         metrics.started(worker, settings.max_queue_requests)
         _quicken()
-        plane = DataPlane(app, self.core, Repository(fleet, settings.workers), settings.max_body_bytes)
+        repository = Repository(fleet, settings.workers)
+        plane = DataPlane(app, self.core, repository, self.operation, settings.max_body_bytes)
         return self.observers.around(plane)
 
     def _catalog(self) -> Catalog:
@@ -131,7 +136,8 @@ class Gateway:
 
     @bentoml.on_startup
     async def start_ticking(self) -> None:
-        """Writes metrics and follows the catalog, twice a second."""
+        """Follows rollouts; writes metrics and follows the catalog and the keys, twice a second."""
+        await self.bento_service.operation.start()
         self._ticking = asyncio.create_task(self._tick())
 
     @bentoml.on_shutdown
@@ -143,6 +149,7 @@ class Gateway:
         core = self.bento_service.core
         core.transforming.close()
         core.scheduler.close()
+        await self.bento_service.operation.stop()
         core.metrics.tallies.flush()
         await self.bento_service.observers.close()
 
@@ -152,6 +159,7 @@ class Gateway:
             try:
                 core.fleet.refresh_metrics(datetime.now(UTC), core.scheduler.depth)
                 await self.bento_service.observers.tick()
+                await self.bento_service.operation.tick()
                 if core.fleet.outdated():
                     await asyncio.to_thread(core.fleet.load_all)
             except Exception:  # a full disk, say: requests go on, and so must this loop

@@ -3,99 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from compression.signature import Array
-from service.demand import Demand
 from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError
+from service.experiments import Experiments, Part, is_finite
 from service.fleet import Fleet
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, NO_VARIANT, Metrics
+from service.outcome import Listener, Outcome
 from service.protocol import InferRequest
-from service.routing import Candidate, Load, Slo, admit, choose, ladder, work_ms
+from service.router import Route, Router
+from service.routing import Slo
 from service.scheduler import Completed, Scheduler
 from service.transforming import Transforming
 
-log = logging.getLogger("mipgate.inference")
+Watch = Callable[[], None]
 
-# How often the level of degrading is looked at.
-_LOOK_S = 0.05
+# A candidate gives up so many of the primary's times before the deadline: the primary answers then.
+_RESERVE = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a request that was routed ended.
+@dataclass(slots=True)
+class _Course:
+    """How far a request came: what is counted, however it ends."""
 
-    Attributes:
-        request_id: The client's id, or one that was made for it.
-        model: Which model it was for.
-        variant: Which variant was to answer.
-        tier: Name of the tier that was asked for.
-        arm: Name of its arm in a rollout, or `NO_ARM`.
-        request: Its inputs, decoded.
-        outputs: Arrays `(rows, ...)` by output name, with those of a transform where they are asked for; None
-            when it failed.
-        error: Why it failed, or None.
-        arrived: When it arrived, on `time.perf_counter`.
-        transform_s: Time that a text or picture took to become inputs.
-        started: When its batch began, the same for all requests of a batch; 0 when it failed.
-        batch_rows: Rows of that batch; 0 when it failed.
-        queue_s: Time it waited; 0 when it failed.
-        infer_s: Time that its batch ran; 0 when it failed.
-        total_s: Time from arrival to the end.
-        degraded_from: As `routing.Decision` has it.
-    """
-
-    request_id: str
     model: LoadedModel
-    variant: LoadedVariant
-    tier: str
-    arm: str
+    pinned: LoadedVariant | None
+    slo: Slo
     request: InferRequest
-    outputs: dict[str, Array] | None
-    error: ServiceError | None
     arrived: float
-    transform_s: float
-    started: float
-    batch_rows: int
-    queue_s: float
-    infer_s: float
-    total_s: float
-    degraded_from: str | None
+    watch: Watch | None
+    deadline: float = 0.0
+    transform_s: float = 0.0
+    route: Route | None = None
+    part: Part | None = None
 
     @property
-    def degraded(self) -> bool:
-        """Whether the quality is below what was asked for."""
-        return self.degraded_from is not None
+    def variant(self) -> LoadedVariant | None:
+        """What answers it, or was to."""
+        return self.pinned if self.route is None else self.route.variant
 
-
-class Listener(Protocol):
-    """Is told of every routed request."""
-
-    def served(self, outcome: Outcome) -> None:
-        """Called on the event loop: cheap, and raises nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What requests of the same terms cost on each step down, and the ratios there."""
-
-    costs_ms: tuple[float, ...]
-    ratios: tuple[float, ...]
-
-
-_Terms = tuple[float, float | None, float]
+    @property
+    def arm(self) -> str:
+        """Its arm in a rollout, or `NO_ARM`."""
+        return NO_ARM if self.part is None else self.part.arm.name
 
 
 class Inference:
-    """Answers requests with the fleet's variants on one device."""
+    """Answers requests with the fleet's variants on one device.
+
+    Attributes:
+        listeners: Told of every request that was routed.
+        refusals: Told of every other: why, and of which model and tier.
+        experiments: The rollouts that requests take part in.
+    """
 
     def __init__(
         self, fleet: Fleet, scheduler: Scheduler, transforming: Transforming, metrics: Metrics
@@ -106,9 +73,8 @@ class Inference:
         self.metrics = metrics
         self.listeners: list[Listener] = []
         self.refusals: list[Callable[[ServiceError, str, str], None]] = []
-        self._demand = Demand(perf_counter())
-        self._plans: dict[tuple[str, _Terms], _Plan] = {}
-        self._looked = 0.0
+        self.experiments: Experiments | None = None
+        self._router = Router(scheduler, fleet.pace)
         self._prefix = secrets.token_hex(6)
         self._last_id = 0
 
@@ -124,7 +90,7 @@ class Inference:
         request: InferRequest,
         parameters: dict[str, Any],
         arrived: float,
-        watch: Callable[[], None] | None = None,
+        watch: Watch | None = None,
     ) -> Outcome:
         """Answers one request.
 
@@ -140,221 +106,162 @@ class Inference:
         Raises:
             ServiceError: It cannot be answered as asked; it was counted.
         """
-        slo = model.slo.default
-        variant, degraded_from, transform_s = pinned, None, 0.0
+        course = _Course(model, pinned, model.slo.default, request, arrived, watch)
         try:
-            slo = model.slo.read(parameters)
-            deadline = arrived + slo.deadline_ms / 1e3
-            request, transform_s = await self.transforming.before(model, request, deadline)
-            variant, degraded_from = self._route(model, pinned, slo, request, deadline, None)
-            try:
-                done = await self._run(variant, request, slo, deadline, watch)
-            except InferenceError as error:
-                if pinned is not None:
-                    raise
-                variant, degraded_from = self._elsewhere(model, slo, request, deadline, variant, error)
-                done = await self._run(variant, request, slo, deadline, watch)
+            course.slo = model.slo.read(parameters)
+            course.deadline = arrived + course.slo.deadline_ms / 1e3
+            course.request, course.transform_s = await self.transforming.before(
+                model, request, course.deadline
+            )
+            done = await self._answer(course, parameters)
         except asyncio.CancelledError:
-            self._count(model.name, variant.name if variant else NO_VARIANT, slo.tier.name, "client_error")
+            self._count(course, "client_error")
             raise
         except ServiceError as error:
-            self._failed(model, variant, slo, request, error, arrived, degraded_from)
+            self._failed(course, error)
             raise
         except Exception:
-            self._count(model.name, NO_VARIANT, slo.tier.name, "failed")
+            self._count(course, "failed")
             raise
-        names = (spec.name for spec in model.card.spec.signature.outputs)
-        outputs = self.transforming.after(model, request, dict(zip(names, done.outputs, strict=True)))
-        outcome = Outcome(
-            request.id or self.new_id(),
-            model,
-            variant,
-            slo.tier.name,
-            NO_ARM,
-            request,
-            outputs,
-            None,
-            arrived,
-            transform_s,
-            done.started,
-            done.batch_rows,
-            done.queue_s,
-            done.infer_s,
-            perf_counter() - arrived,
-            degraded_from,
-        )
-        self._count_answer(outcome)
-        for listener in self.listeners:
-            listener.served(outcome)
-        return outcome
+        return self._answered(course, done)
 
     def count_error(
-        self, model: LoadedModel, variant: LoadedVariant | None, tier: str, error: ServiceError
+        self,
+        model: LoadedModel,
+        variant: LoadedVariant | None,
+        tier: str,
+        error: ServiceError,
+        arm: str = NO_ARM,
     ) -> None:
         """Counts a request that ended in an error."""
         name = variant.name if variant else NO_VARIANT
-        self._count(model.name, name, tier, error.outcome)
+        metrics = self.metrics
+        metrics.tallies.counter(metrics.requests, model.name, name, tier, arm, error.outcome).inc()
         if error.reason is not None:
-            self.metrics.rejected.labels(model.name, error.reason).inc()
+            metrics.rejected.labels(model.name, error.reason).inc()
         if isinstance(error, DeadlineError):
-            self.metrics.deadline_missed.labels(model.name, tier).inc()
+            metrics.deadline_missed.labels(model.name, tier).inc()
 
-    def _route(
-        self,
-        model: LoadedModel,
-        pinned: LoadedVariant | None,
-        slo: Slo,
-        request: InferRequest,
-        deadline: float,
-        without: LoadedVariant | None,
-    ) -> tuple[LoadedVariant, str | None]:
-        """The variant that answers, and the recipe that it stands in for when it is below the floor."""
-        now = perf_counter()
-        scheduler, inputs, rows = self.scheduler, request.inputs, request.rows
-        margin, variants = self.fleet.pace.margin, model.variants
-
-        def completion_ms(candidate: Candidate) -> float:
-            variant = variants[candidate.version]
-            done_ms = scheduler.completion_ms(variant, inputs, rows, deadline, slo.urgent) * margin
-            return done_ms if variant.is_open else done_ms + variant.profile.load_s * 1e3
-
-        lowered = self._offered(model, pinned, slo, rows, now)
-        load = Load((deadline - now) * 1e3, completion_ms, scheduler.wait_ms(), lowered)
+    async def _answer(self, course: _Course, parameters: dict[str, Any]) -> Completed:
+        """What the chosen variant says; when it fails, what the next says that meets the objectives."""
+        model, pinned, slo, request = course.model, course.pinned, course.slo, course.request
+        course.route = route = self._router.route(model, pinned, slo, request, course.deadline)
         if pinned is not None:
-            if not pinned.breaker.allows(now):
-                raise _open_circuit(pinned.key, pinned.breaker.until - now)
-            admit(slo, rows, pinned.candidate, load)
-            pinned.breaker.asked(now)
-            return pinned, None
-        candidates = model.allowed(now)
-        if without is not None:
-            candidates = [each for each in candidates if each.version != without.version]
-        if not candidates and model.candidates:
-            raise _open_circuit(model.name, 1.0)
-        decision = choose(slo, rows, candidates, load)
-        chosen = variants[decision.version]
-        chosen.breaker.asked(now)
-        return chosen, decision.degraded_from
-
-    def _elsewhere(
-        self,
-        model: LoadedModel,
-        slo: Slo,
-        request: InferRequest,
-        deadline: float,
-        failed: LoadedVariant,
-        error: InferenceError,
-    ) -> tuple[LoadedVariant, str | None]:
-        """Where a request goes whose variant failed: to the next that meets its objectives, once.
-
-        Raises:
-            InferenceError: None does; the variant's own error.
-        """
+            return await self._run(course, route.variant, course.deadline)
+        if self.experiments is not None and route.degraded_from is None:
+            course.part = part = self.experiments.part(model, slo, parameters, route.variant)
+            if part is not None and part.variant is not route.variant:
+                done = await self._ask_candidate(course, self.experiments, part, route.variant)
+                if done is not None:
+                    return done
         try:
-            return self._route(model, None, slo, request, deadline, failed)
-        except ServiceError:
-            raise error from None
+            return await self._run(course, route.variant, course.deadline)
+        except InferenceError as error:
+            course.route = self._router.elsewhere(model, route.variant, slo, request, course.deadline, error)
+            return await self._run(course, course.route.variant, course.deadline)
 
-    def _offered(
-        self, model: LoadedModel, pinned: LoadedVariant | None, slo: Slo, rows: int, now: float
-    ) -> float | None:
-        """Counts what a request costs; returns the floor that degrading requests have now, if any."""
-        if now - self._looked > _LOOK_S:
-            self._looked = now
-            before, after = self._demand.level.step, self._demand.look(now).step
-            self._plans.clear()
-            if before != after:
-                log.warning("requests that allow degrading go %d steps down, not %d", after, before)
-        if pinned is not None:
-            self._demand.offer((work_ms(pinned.candidate, slo.deadline_ms),), rows)
-            return None
-        key = (model.name, (slo.floor, slo.degraded_floor, slo.deadline_ms))
-        plan = self._plans.get(key)
-        if plan is None:
-            steps = ladder(slo, model.candidates)
-            plan = self._plans[key] = _Plan(
-                tuple(work_ms(each, slo.deadline_ms) for each in steps), tuple(each.ratio for each in steps)
-            )
-        if not plan.ratios:
-            return None
-        self._demand.offer(plan.costs_ms, rows)
-        step = self._demand.level.step
-        return plan.ratios[min(step, len(plan.ratios) - 1)] if step else None
+    async def _ask_candidate(
+        self, course: _Course, experiments: Experiments, part: Part, primary: LoadedVariant
+    ) -> Completed | None:
+        """What a rollout's candidate says, or None when the primary has to answer in its place."""
+        slo, request, candidate = course.slo, course.request, part.variant
+        reserve_s = _RESERVE * primary.predict_ms(request.rows) / 1e3
+        deadline, now = course.deadline - reserve_s, perf_counter()
+        error: ServiceError | None = None
+        try:
+            if not candidate.breaker.allows(now):
+                raise InferenceError(f"the circuit of {candidate.key} is open.")
+            if now + self._router.completion_ms(candidate, slo, request, deadline) / 1e3 > deadline:
+                raise UnavailableError(f"{candidate.key} would be late.")
+            candidate.breaker.asked(now)
+            done = await self._run(course, candidate, deadline)
+            if is_finite(done):
+                course.route = Route(candidate)
+                return done
+        except ServiceError as failure:
+            error = failure
+        experiments.fell_through(part, error)
+        return None
 
-    async def _run(
-        self,
-        variant: LoadedVariant,
-        request: InferRequest,
-        slo: Slo,
-        deadline: float,
-        watch: Callable[[], None] | None,
-    ) -> Completed:
+    async def _run(self, course: _Course, variant: LoadedVariant, deadline: float) -> Completed:
         """Runs a request; a long one in parts, so that it bounds neither memory nor the others' waiting."""
         if not variant.is_open:
             await asyncio.to_thread(variant.open)
-        rows, most, submit = request.rows, variant.max_batch_rows, self.scheduler.submit
-        if watch is not None and not self.scheduler.is_inline(variant, rows):
-            watch()
+        request, priority, submit = course.request, course.slo.priority, self.scheduler.submit
+        rows, most = request.rows, variant.max_batch_rows
+        if course.watch is not None and not self.scheduler.is_inline(variant, rows):
+            course.watch()
         if rows <= most:
-            return await submit(variant, request.inputs, rows, deadline, slo.urgent)
+            return await submit(variant, request.inputs, rows, deadline, priority)
         parts: list[asyncio.Future[Completed]] = []
         try:
             for start in range(0, rows, most):
                 part = slice(start, start + most)
                 inputs = {name: array[part] for name, array in request.inputs.items()}
-                parts.append(submit(variant, inputs, min(most, rows - start), deadline, slo.urgent))
+                parts.append(submit(variant, inputs, min(most, rows - start), deadline, priority))
             return _joined(await asyncio.gather(*parts))
         except BaseException:
             for future in parts:
                 future.cancel()
             raise
 
-    def _failed(
-        self,
-        model: LoadedModel,
-        variant: LoadedVariant | None,
-        slo: Slo,
-        request: InferRequest,
-        error: ServiceError,
-        arrived: float,
-        degraded_from: str | None,
-    ) -> None:
-        self.count_error(model, variant, slo.tier.name, error)
+    def _answered(self, course: _Course, done: Completed) -> Outcome:
+        """Counts an answer and tells of it."""
+        model, request, route = course.model, course.request, course.route
+        assert route is not None  # it was answered
+        names = (spec.name for spec in model.card.spec.signature.outputs)
+        outputs = self.transforming.after(model, request, dict(zip(names, done.outputs, strict=True)))
+        outcome = Outcome(
+            request.id or self.new_id(), model, route.variant, course.slo.tier.name, course.arm, request,
+            outputs, None, course.arrived, course.transform_s, done.started, done.batch_rows, done.queue_s,
+            done.infer_s, perf_counter() - course.arrived, route.degraded_from,
+        )  # fmt: skip
+        self._count(course, "ok")
+        metrics, variant = self.metrics, outcome.variant
+        metrics.tallies.histogram(
+            metrics.request_duration, model.name, variant.name, outcome.tier, outcome.arm
+        ).observe(outcome.total_s)
+        variant.queue_duration.observe(outcome.queue_s)
+        variant.statistics.answered(request.rows, outcome.queue_s, outcome.total_s)
+        if outcome.degraded_from is not None:
+            metrics.degraded.labels(model.name, outcome.degraded_from, variant.name).inc()
+        if self.experiments is not None:
+            self.experiments.answered(course.part, outcome)
+        for listener in self.listeners:
+            listener.served(outcome)
+        return outcome
+
+    def _failed(self, course: _Course, error: ServiceError) -> None:
+        """Counts an error and tells of it."""
+        model, variant, tier = course.model, course.variant, course.slo.tier.name
+        self.count_error(model, variant, tier, error, course.arm)
+        if self.experiments is not None and course.part is not None:
+            self.experiments.failed(course.part, error)
         if variant is None:
             for refused in self.refusals:
-                refused(error, model.name, slo.tier.name)
+                refused(error, model.name, tier)
             return
-        total_s = perf_counter() - arrived
+        total_s = perf_counter() - course.arrived
         variant.statistics.failed(total_s)
         if self.listeners:
             outcome = Outcome(
-                request.id or self.new_id(), model, variant, slo.tier.name, NO_ARM, request, None, error,
-                arrived, 0.0, 0.0, 0, 0.0, 0.0, total_s, degraded_from,
+                course.request.id or self.new_id(), model, variant, tier, course.arm, course.request, None,
+                error, course.arrived, course.transform_s, 0.0, 0, 0.0, 0.0, total_s,
+                None if course.route is None else course.route.degraded_from,
             )  # fmt: skip
             for listener in self.listeners:
                 listener.served(outcome)
 
-    def _count_answer(self, outcome: Outcome) -> None:
-        model, variant, tier = outcome.model.name, outcome.variant, outcome.tier
-        tallies = self.metrics.tallies
-        self._count(model, variant.name, tier, "ok")
-        duration = tallies.histogram(self.metrics.request_duration, model, variant.name, tier, outcome.arm)
-        duration.observe(outcome.total_s)
-        variant.queue_duration.observe(outcome.queue_s)
-        variant.statistics.answered(outcome.request.rows, outcome.queue_s, outcome.total_s)
-        if outcome.degraded_from is not None:
-            self.metrics.degraded.labels(model, outcome.degraded_from, variant.name).inc()
-
-    def _count(self, model: str, variant: str, tier: str, outcome: str) -> None:
-        self.metrics.tallies.counter(self.metrics.requests, model, variant, tier, NO_ARM, outcome).inc()
-
-
-def _open_circuit(name: str, seconds: float) -> UnavailableError:
-    return UnavailableError(
-        f"{name} failed several times in a row and is left alone for a moment. Try again after Retry-After.",
-        "breaker",
-        max(seconds, 1.0),
-    )
+    def _count(self, course: _Course, outcome: str) -> None:
+        variant = course.variant
+        self.metrics.tallies.counter(
+            self.metrics.requests,
+            course.model.name,
+            variant.name if variant else NO_VARIANT,
+            course.slo.tier.name,
+            course.arm,
+            outcome,
+        ).inc()
 
 
 def _joined(parts: list[Completed]) -> Completed:

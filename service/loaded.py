@@ -125,6 +125,11 @@ class LoadedVariant:
         outputs = session.run(inputs)
         return outputs if self._reorder is None else [outputs[position] for position in self._reorder]
 
+    def cancel(self) -> None:
+        """Ends the batch that runs, if any, without answers; from another thread."""
+        if (session := self._session) is not None:
+            session.cancel()
+
     def predict_ms(self, rows: int) -> float:
         """Predicted time of a batch, as this host runs now."""
         return self.profiled_ms(rows) * self._pace.factor

@@ -2,8 +2,9 @@
 
 The order is earliest deadline first over all variants; a batch takes as many requests of one queue as its
 first one's deadline allows. Requests of priority `batch` run when no other waits, and have a share of the
-device's time besides. `Backlog.next_batch` decides for real and `Backlog.forecast` plays the same decisions
-forward, so that requests are admitted on what will happen, not on the length of a queue.
+device's time besides; copies for a comparison run when nothing else waits. `Backlog.next_batch` decides for
+real and `Backlog.forecast` plays the same decisions forward, so that requests are admitted on what will
+happen, not on the length of a queue.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 from bisect import insort
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from math import inf
 from typing import Generic, Protocol, TypeVar
 
@@ -22,6 +24,14 @@ BATCH_SHARE = 0.125
 _MOST_GONE = 256  # requests that a queue has seen off before it is made short again
 
 T = TypeVar("T")
+
+
+class Priority(IntEnum):
+    """Who goes first."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+    SHADOW = 2
 
 
 class Executable(Protocol):
@@ -35,6 +45,9 @@ class Executable(Protocol):
 
     def predict_ms(self, rows: int) -> float:
         """Predicted time of a batch, as this host runs now."""
+
+    def cancel(self) -> None:
+        """Ends the batch that runs, if any, without answers; from another thread."""
 
     def shape_key(self, inputs: Mapping[str, Array]) -> Hashable:
         """Requests of the same key can share a batch."""
@@ -74,14 +87,19 @@ J = TypeVar("J", bound=Turn)
 class Queue(Generic[J]):
     """The waiting requests of one variant and priority that can share batches, earliest deadline first."""
 
-    __slots__ = ("is_urgent", "jobs", "rows", "start", "variant")
+    __slots__ = ("jobs", "priority", "rows", "start", "variant")
 
-    def __init__(self, variant: Executable, is_urgent: bool) -> None:
+    def __init__(self, variant: Executable, priority: Priority) -> None:
         self.variant = variant
-        self.is_urgent = is_urgent
+        self.priority = priority
         self.jobs: list[J] = []
         self.start = 0  # jobs before it are gone
         self.rows = 0
+
+    @property
+    def head(self) -> J:
+        """The request of the earliest deadline."""
+        return self.jobs[self.start]
 
     def push(self, job: J) -> None:
         """Adds a request where its deadline belongs."""
@@ -124,7 +142,7 @@ class Queue(Generic[J]):
 
     def copy(self) -> Queue[Turn]:
         """The same requests, to play with."""
-        copy = Queue[Turn](self.variant, self.is_urgent)
+        copy = Queue[Turn](self.variant, self.priority)
         copy.jobs, copy.rows = list(self.jobs[self.start :]), self.rows
         return copy
 
@@ -139,11 +157,11 @@ class Backlog(Generic[T]):
         self.queues: Queues[Job[T]] = {}  # none of them is empty
         self._owed_ms = 0.0  # to priority `batch`
 
-    def push(self, key: Hashable, variant: Executable, is_urgent: bool, job: Job[T]) -> None:
+    def push(self, key: Hashable, variant: Executable, priority: Priority, job: Job[T]) -> None:
         """Adds a request to its queue."""
         queue = self.queues.get(key)
         if queue is None:
-            queue = self.queues[key] = Queue(variant, is_urgent)
+            queue = self.queues[key] = Queue(variant, priority)
         queue.push(job)
 
     def work_ms(self) -> float:
@@ -164,14 +182,20 @@ class Backlog(Generic[T]):
         return jobs
 
     def forecast(
-        self, key: Hashable, variant: Executable, is_urgent: bool, rows: int, deadline: float, free_at: float
+        self,
+        key: Hashable,
+        variant: Executable,
+        priority: Priority,
+        rows: int,
+        deadline: float,
+        free_at: float,
     ) -> float:
         """When a request that comes now would be done.
 
         Args:
             key: Of its queue.
             variant: What is to answer it.
-            is_urgent: Whether it is of priority `interactive`.
+            priority: Who goes before it.
             rows: Its rows.
             deadline: On the scheduler's clock.
             free_at: When the device is free.
@@ -186,23 +210,23 @@ class Backlog(Generic[T]):
         own = self.queues.get(key)
         more_ms = own.work_ms(rows) - own.work_ms() if own else alone_s * 1e3
         finish = free_at + (self.work_ms() + more_ms) / 1e3
-        earliest = min(queue.jobs[queue.start].deadline for queue in self.queues.values())
+        earliest = min(queue.head.deadline for queue in self.queues.values())
         if finish <= min(deadline, earliest):
             return finish  # in whatever order
-        return self._play(key, variant, is_urgent, Turn(deadline, inf, rows), free_at, alone_s)
+        return self._play(key, variant, priority, Turn(deadline, inf, rows), free_at, alone_s)
 
     def _play(
         self,
         key: Hashable,
         variant: Executable,
-        is_urgent: bool,
+        priority: Priority,
         newcomer: Turn,
         now: float,
         alone_s: float,
     ) -> float:
         """Plays the device's decisions forward with the newcomer among what waits."""
         queues = {known: queue.copy() for known, queue in self.queues.items()}
-        queues.setdefault(key, Queue[Turn](variant, is_urgent)).push(newcomer)
+        queues.setdefault(key, Queue[Turn](variant, priority)).push(newcomer)
         owed_ms, answer = self._owed_ms, inf
         while queues:
             queue, jobs, owed_ms = _take(queues, owed_ms, now)
@@ -212,22 +236,28 @@ class Backlog(Generic[T]):
                 if answer > newcomer.deadline:
                     return answer
             # What ran before the newcomer is as late as it would be without it.
-            if answer < inf and any([0 < now - job.deadline <= alone_s for job in jobs]):
+            promised = queue.priority is not Priority.SHADOW
+            if promised and answer < inf and any([0 < now - job.deadline <= alone_s for job in jobs]):
                 return inf
         return answer
 
 
 def _take(queues: Queues[J], owed_ms: float, now: float) -> tuple[Queue[J], list[J], float]:
     """The next batch, taken out of its queue, and what is owed to priority `batch` then."""
-    urgent = _earliest(queues, is_urgent=True)
-    patient = _earliest(queues, is_urgent=False)
-    key = patient if urgent is None else urgent
-    if urgent is not None and patient is not None and owed_ms >= queues[patient].variant.predict_ms(1):
+    first: dict[Priority, Hashable] = {}
+    for key, queue in queues.items():
+        best = first.get(queue.priority)
+        if best is None or queue.head < queues[best].head:
+            first[queue.priority] = key
+    key = first[min(first)]
+    patient = first.get(Priority.BATCH)
+    both_wait = patient is not None and key != patient
+    if patient is not None and both_wait and owed_ms >= queues[patient].variant.predict_ms(1):
         key = patient
     queue = queues[key]
     count, rows = queue.fit(now)
     took_ms = queue.variant.predict_ms(rows)
-    if patient is None:
+    if not both_wait:
         owed_ms = 0.0
     elif key == patient:
         owed_ms = max(0.0, owed_ms - took_ms)
@@ -237,9 +267,3 @@ def _take(queues: Queues[J], owed_ms: float, now: float) -> tuple[Queue[J], list
     if queue.start == len(queue.jobs):
         del queues[key]
     return queue, jobs, owed_ms
-
-
-def _earliest(queues: Queues[J], is_urgent: bool) -> Hashable | None:
-    """The queue whose first request has the earliest deadline."""
-    mine = [key for key, queue in queues.items() if queue.is_urgent is is_urgent]
-    return min(mine, key=lambda key: queues[key].jobs[queues[key].start], default=None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import BadRequestError, UnavailableError, UnmeetableSloError
+from service.queues import Priority
 from variants.frontier import TIE, fastest
 from variants.serving_spec import ServingSpec, TierSpec
 
@@ -23,7 +24,7 @@ SLO_HEADERS: dict[bytes, str] = {
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _LONGEST_DEADLINE_MS = 3_600_000.0
 _OWN_TERMS = {"min_accuracy", "max_latency_ms", "allow_degrade", "priority"}
-_PRIORITIES = {"interactive": True, "batch": False}
+_PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
 # Of requests of priority `batch` that state none: nobody waits at a screen for them.
 BATCH_DEADLINE_MS = 60_000.0
 _BATCHES = (1, 2, 4, 8, 16, 32)
@@ -38,14 +39,14 @@ class Slo:
         floor: Lowest quality ratio that may answer.
         deadline_ms: Time it gives, from its arrival.
         degraded_floor: How low the floor may sink under load, or None when it may not.
-        urgent: Whether its priority is `interactive`, not `batch`.
+        priority: Who goes before it.
     """
 
     tier: TierSpec
     floor: float
     deadline_ms: float
     degraded_floor: float | None = None
-    urgent: bool = True
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +153,12 @@ class SloReader:
         degraded_floor = None
         if _boolean(parameters, "allow_degrade"):
             degraded_floor = min(floor, self._spec.degrade_floor if minimum is None else minimum)
-        urgent = _is_urgent(parameters)
+        priority = _priority(parameters)
         if deadline is None:
-            deadline = plain.deadline_ms if urgent else max(plain.deadline_ms, BATCH_DEADLINE_MS)
-        return Slo(plain.tier, floor, deadline, degraded_floor, urgent)
+            deadline = plain.deadline_ms
+            if priority is Priority.BATCH:
+                deadline = max(deadline, BATCH_DEADLINE_MS)
+        return Slo(plain.tier, floor, deadline, degraded_floor, priority)
 
 
 def choose(slo: Slo, rows: int, candidates: Sequence[Candidate], load: Load) -> Decision:
@@ -299,7 +302,7 @@ def _boolean(parameters: Mapping[str, Any], name: str) -> bool:
     return known
 
 
-def _is_urgent(parameters: Mapping[str, Any]) -> bool:
+def _priority(parameters: Mapping[str, Any]) -> Priority:
     value = parameters.get("priority", "interactive")
     known = _PRIORITIES.get(value) if isinstance(value, str) else None
     if known is None:

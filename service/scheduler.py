@@ -19,7 +19,7 @@ import numpy as np
 
 from compression.signature import Array
 from service.errors import DeadlineError, InferenceError, UnavailableError
-from service.queues import Backlog, Executable, Job
+from service.queues import Backlog, Executable, Job, Priority
 
 log = logging.getLogger("mipgate.scheduler")
 
@@ -79,6 +79,7 @@ class Scheduler:
         self._held: dict[str, _Held] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mipgate-device")
         self._busy_until: float | None = None
+        self._running: tuple[Executable, list[Job[Completed]]] | None = None  # in the executor
         self._dispatch_planned = False
         self._closed = False
         self._count = 0
@@ -102,7 +103,7 @@ class Scheduler:
         return self._backlog.work_ms() + (self._free_at(now) - now) * 1e3
 
     def completion_ms(
-        self, variant: Executable, inputs: Mapping[str, Array], rows: int, deadline: float, urgent: bool
+        self, variant: Executable, inputs: Mapping[str, Array], rows: int, deadline: float, priority: Priority
     ) -> float:
         """Predicted time until a request that comes now would be done.
 
@@ -111,7 +112,7 @@ class Scheduler:
             inputs: Arrays `(rows, ...)` by name.
             rows: Length of the batch axis; more than a batch may have run in parts.
             deadline: On the scheduler's clock.
-            urgent: Whether its priority is `interactive`.
+            priority: Who goes before it.
 
         Returns:
             Milliseconds; infinity when it would make others late that were admitted.
@@ -119,8 +120,10 @@ class Scheduler:
         if self._busy_until is None and not self._backlog.queues:
             return variant.predict_ms(rows)
         now = self._clock()
-        key = (variant.key, variant.shape_key(inputs), urgent)
-        return (self._backlog.forecast(key, variant, urgent, rows, deadline, self._free_at(now)) - now) * 1e3
+        key = (variant.key, variant.shape_key(inputs), priority)
+        return (
+            self._backlog.forecast(key, variant, priority, rows, deadline, self._free_at(now)) - now
+        ) * 1e3
 
     def submit(
         self,
@@ -128,7 +131,7 @@ class Scheduler:
         inputs: Mapping[str, Array],
         rows: int,
         deadline: float,
-        urgent: bool = True,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> asyncio.Future[Completed]:
         """Queues a request; the future ends with its outputs or an error of `service.errors`.
 
@@ -137,7 +140,7 @@ class Scheduler:
             inputs: Arrays `(rows, ...)` by name.
             rows: Length of the batch axis.
             deadline: On the scheduler's clock.
-            urgent: Whether its priority is `interactive`; others have a share of the time while those wait.
+            priority: Who goes before it.
 
         Raises:
             UnavailableError: The variant's queue is full, or the scheduler is closed.
@@ -159,7 +162,7 @@ class Scheduler:
         job = Job(deadline, self._count, rows, inputs, size, self._clock(), loop.create_future())
         held.requests += 1
         held.bytes += size
-        self._backlog.push((variant.key, variant.shape_key(inputs), urgent), variant, urgent, job)
+        self._backlog.push((variant.key, variant.shape_key(inputs), priority), variant, priority, job)
         if self._busy_until is not None:
             self._set_timer(loop, job, job.arrived)
         else:
@@ -183,7 +186,19 @@ class Scheduler:
         if not (job.has_timer or job.future.done()):
             job.has_timer = True
             timer = loop.call_later(max(0.0, job.deadline - now), _expire, job.future)
-            job.future.add_done_callback(lambda _: timer.cancel())
+
+            def settled(_: asyncio.Future[Completed]) -> None:
+                timer.cancel()
+                self._cut_off()
+
+            job.future.add_done_callback(settled)
+
+    def _cut_off(self) -> None:
+        """Ends the running batch once nobody waits for it: all are late, or left."""
+        if self._running is not None:
+            variant, jobs = self._running
+            if all([job.future.done() for job in jobs]):
+                variant.cancel()
 
     def _plan_dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Dispatches when the loop has read what is there to read: those requests share a batch."""
@@ -208,13 +223,14 @@ class Scheduler:
                 self._plan_dispatch(loop)
             return
         self._busy_until = started + variant.predict_ms(rows) / 1e3
+        self._running = variant, jobs
         running = loop.run_in_executor(self._executor, _run, variant, jobs, self._clock)
         waiting = (queue.jobs[queue.start :] for queue in self._backlog.queues.values())
         for job in chain(jobs, *waiting):
             self._set_timer(loop, job, started)
 
         def done(future: asyncio.Future[_Ran]) -> None:
-            self._busy_until = None
+            self._busy_until = self._running = None
             self._finish(variant, jobs, rows, started, future.result())
             self._dispatch(loop)
 
@@ -245,6 +261,8 @@ class Scheduler:
     ) -> None:
         """Gives each request its rows of the batch's outputs."""
         outputs, seconds = ran
+        if isinstance(outputs, Exception) and all([job.future.cancelled() for job in jobs]):
+            return  # it was cut off because its clients left
         if isinstance(outputs, Exception):
             log.error("%s failed on a batch of %d rows", variant.key, rows, exc_info=outputs)
         elif any([np.shape(output)[:1] != (rows,) for output in outputs]):

@@ -53,7 +53,8 @@ class Session:
     def __init__(self, session: ort.InferenceSession, runtime: Runtime) -> None:
         self.runtime = runtime
         self.output_names = [output.name for output in session.get_outputs()]
-        self._run: Callable[[None, Mapping[str, Array]], list[Array]] = session.run
+        self._options = ort.RunOptions()
+        self._run: Callable[[None, Mapping[str, Array], Any], list[Array]] = session.run
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Runs one batch.
@@ -64,7 +65,12 @@ class Session:
         Returns:
             Arrays of shape `(batch, ...)`, in the order of `output_names`.
         """
-        return self._run(None, inputs)
+        self._options.terminate = False
+        return self._run(None, inputs, self._options)
+
+    def cancel(self) -> None:
+        """Ends the call that runs, if any, with an error; from another thread."""
+        self._options.terminate = True
 
     def run_named(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs one batch and names the outputs."""

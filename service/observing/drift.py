@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from compression.signature import Array
-from service.inference import Outcome
 from service.metrics import Metrics
+from service.outcome import Outcome
 from variants import document
 from variants.card import Card
 from variants.catalog import DISTRIBUTIONS_FILE

@@ -17,9 +17,9 @@ import structlog
 from opentelemetry.trace import get_current_span
 
 from service.errors import DeadlineError, ServiceError, UnavailableError
-from service.inference import Outcome
 from service.observing.bursts import Bursts
 from service.observing.redaction import redact_event
+from service.outcome import Outcome
 
 Format = Literal["auto", "json", "console"]
 Level = Literal["debug", "info", "warning", "error"]

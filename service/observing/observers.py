@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from service.config import Config
-from service.inference import Listener
 from service.metrics import Metrics
 from service.observing.drift import Drift, FindFile
 from service.observing.logs import RequestLog, configure_logs, tell_left_out
 from service.observing.tracing import App, TracedApp, tracing_from_environment
+from service.outcome import Listener
 
 
 class Observers:

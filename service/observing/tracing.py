@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from service.config import ConfigError
 from service.errors import DeadlineError, InferenceError, ServiceError
-from service.inference import Outcome
+from service.outcome import Outcome
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

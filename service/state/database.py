@@ -58,6 +58,11 @@ class Database:
         """The URL, without its password."""
         return self._engine.url.render_as_string(hide_password=True)
 
+    @property
+    def kind(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that only reads.

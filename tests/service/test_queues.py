@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.queues import BATCH_SHARE, Backlog, Job
+from service.queues import BATCH_SHARE, Backlog, Job, Priority
+
+INTERACTIVE, BATCH, SHADOW = Priority
 
 
 @dataclass
@@ -60,7 +62,9 @@ def filled(requests: list[tuple[int, int, int, bool]]) -> Backlog[Any]:
     backlog: Backlog[Any] = Backlog()
     for number, (which, due_ms, rows, urgent) in enumerate(requests):
         variant = VARIANTS[which]
-        backlog.push((variant.key, urgent), variant, urgent, job(due_ms / 1e3, number, rows))
+        backlog.push(
+            (variant.key, urgent), variant, INTERACTIVE if urgent else BATCH, job(due_ms / 1e3, number, rows)
+        )
     return backlog
 
 
@@ -70,9 +74,11 @@ def test_a_forecast_comes_true_when_nobody_else_comes(
 ) -> None:
     variant, free_at, deadline = VARIANTS[which], free_ms / 1e3, due_ms / 1e3
     backlog = filled(requests)
-    forecast = backlog.forecast((variant.key, urgent), variant, urgent, rows, deadline, free_at)
+    forecast = backlog.forecast(
+        (variant.key, urgent), variant, INTERACTIVE if urgent else BATCH, rows, deadline, free_at
+    )
     before = drain(filled(requests), free_at)
-    backlog.push((variant.key, urgent), variant, urgent, job(deadline, 1000, rows))
+    backlog.push((variant.key, urgent), variant, INTERACTIVE if urgent else BATCH, job(deadline, 1000, rows))
     after = drain(backlog, free_at)
     if isinf(forecast):
         return
@@ -89,7 +95,7 @@ def test_the_earliest_deadline_is_first_and_its_batch_fills_up_from_its_own_queu
     backlog: Backlog[Any] = Backlog()
     slow, fast = Timed("slow"), Timed("fast")
     for number, (variant, due) in enumerate([(slow, 0.5), (fast, 0.2), (slow, 0.1), (slow, 0.9)]):
-        backlog.push((variant.key,), variant, True, job(due, number))
+        backlog.push((variant.key,), variant, INTERACTIVE, job(due, number))
     order = []
     while batch := backlog.next_batch(0.0):
         order.append([each.number for each in batch[1]])
@@ -99,24 +105,24 @@ def test_the_earliest_deadline_is_first_and_its_batch_fills_up_from_its_own_queu
 def test_a_request_that_would_push_another_over_its_deadline_is_told_so() -> None:
     backlog: Backlog[Any] = Backlog()
     slow = Timed("slow", 0.0, 10.0, 1)
-    backlog.push(("slow",), slow, True, job(0.015, 0))
-    assert isinf(backlog.forecast(("slow",), slow, True, 1, 0.012, 0.0))
-    assert backlog.forecast(("slow",), slow, True, 1, 0.030, 0.0) == pytest.approx(0.020)
+    backlog.push(("slow",), slow, INTERACTIVE, job(0.015, 0))
+    assert isinf(backlog.forecast(("slow",), slow, INTERACTIVE, 1, 0.012, 0.0))
+    assert backlog.forecast(("slow",), slow, INTERACTIVE, 1, 0.030, 0.0) == pytest.approx(0.020)
 
 
 def test_one_that_is_late_anyway_keeps_nobody_out() -> None:
     backlog: Backlog[Any] = Backlog()
     slow = Timed("slow", 0.0, 10.0, 1)
-    backlog.push(("slow",), slow, True, job(0.005, 0))
-    assert backlog.forecast(("slow",), slow, True, 1, 0.030, 0.0) == pytest.approx(0.020)
+    backlog.push(("slow",), slow, INTERACTIVE, job(0.005, 0))
+    assert backlog.forecast(("slow",), slow, INTERACTIVE, 1, 0.030, 0.0) == pytest.approx(0.020)
 
 
 def test_interactive_requests_go_first_and_batch_ones_have_their_share() -> None:
     backlog: Backlog[Any] = Backlog()
     variant = Timed("v", 0.0, 1.0, 1)
     for number in range(80):
-        backlog.push(("v", True), variant, True, job(10.0, number))
-        backlog.push(("v", False), variant, False, job(1.0, 1000 + number))
+        backlog.push(("v", True), variant, INTERACTIVE, job(10.0, number))
+        backlog.push(("v", False), variant, BATCH, job(1.0, 1000 + number))
     order = [batch[1][0].number for _ in range(80) if (batch := backlog.next_batch(0.0))]
     assert order[0] == 0
     patient = [number for number in order if number >= 1000]
@@ -131,7 +137,7 @@ def test_interactive_requests_go_first_and_batch_ones_have_their_share() -> None
 def test_batch_requests_use_an_idle_device_at_once() -> None:
     backlog: Backlog[Any] = Backlog()
     variant = Timed("v")
-    backlog.push(("v", False), variant, False, job(1.0, 0))
+    backlog.push(("v", False), variant, BATCH, job(1.0, 0))
     batch = backlog.next_batch(0.0)
     assert batch is not None
     assert batch[1][0].number == 0
@@ -144,10 +150,21 @@ def test_a_long_life_of_pushes_and_takes_keeps_the_count(steps: list[tuple[bool,
     pushed = taken = 0
     for number, (push, due) in enumerate(steps):
         if push:
-            backlog.push(("v",), variant, True, job(due, number))
+            backlog.push(("v",), variant, INTERACTIVE, job(due, number))
             pushed += 1
         elif batch := backlog.next_batch(inf):
             taken += len(batch[1])
     left = backlog.clear()
     assert taken + len(left) == pushed
     assert backlog.work_ms() == 0
+
+
+def test_copies_run_when_nothing_else_waits() -> None:
+    backlog: Backlog[Any] = Backlog()
+    variant = Timed("v", 0.0, 1.0, 1)
+    for priority in (SHADOW, BATCH, INTERACTIVE):
+        for number in range(3):
+            backlog.push(("v", priority), variant, priority, job(1.0, 10 * priority + number))
+    order = [batch[1][0].number // 10 for _ in range(9) if (batch := backlog.next_batch(0.0))]
+    assert order[-3:] == [SHADOW] * 3
+    assert order[0] == INTERACTIVE

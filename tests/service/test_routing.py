@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from compression.signature import Signature, TensorSpec
 from service import routing
 from service.errors import BadRequestError, UnavailableError, UnmeetableSloError
+from service.queues import Priority
 from service.routing import SLO_HEADERS, Candidate, Decision, Load, Slo, SloReader
 from variants.frontier import TIE
 from variants.serving_spec import ServingSpec, TierSpec
@@ -161,9 +162,9 @@ def test_whatever_parameters_say_they_are_read_or_refused(parameters: dict[str, 
 
 
 def test_a_request_is_interactive_unless_it_says_batch_and_then_has_time() -> None:
-    assert reader().default.urgent
+    assert reader().default.priority is Priority.INTERACTIVE
     patient = reader().read({"priority": "batch"})
-    assert (patient.urgent, patient.deadline_ms) == (False, routing.BATCH_DEADLINE_MS)
+    assert (patient.priority, patient.deadline_ms) == (Priority.BATCH, routing.BATCH_DEADLINE_MS)
     assert reader().read({"priority": "batch", "max_latency_ms": 40}).deadline_ms == 40
     assert reader().read({"priority": "interactive"}) == reader().default
 

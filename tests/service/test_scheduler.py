@@ -42,6 +42,7 @@ class Doubling:
         self.gate.set()
         self.answer: Callable[[Array], list[Any]] = lambda x: [2 * x]
         self.log: list[str] = []
+        self.cancelled, self.can_be_cut_off = threading.Event(), False
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         self.threads.add(threading.current_thread().name)
@@ -49,7 +50,15 @@ class Doubling:
         self.log.append(self.key)
         self.started.set()
         assert self.gate.wait(NEVER_S)
+        if self.cancelled.is_set():
+            self.cancelled.clear()
+            raise RuntimeError("cut off")
         return self.answer(inputs["x"])
+
+    def cancel(self) -> None:
+        if self.can_be_cut_off:
+            self.cancelled.set()
+            self.gate.set()
 
     def predict_ms(self, rows: int) -> float:
         assert rows > 0, "nobody asks how long nothing takes"
@@ -398,6 +407,39 @@ def test_a_request_that_is_cancelled_while_it_runs_disturbs_nobody() -> None:
             left.cancel()
             variant.gate.set()
             assert (await stays).outputs[0].tolist() == [[6, 6]]
+
+    on_loop(scenario)
+
+
+def test_a_batch_that_nobody_waits_for_any_more_is_cut_off() -> None:
+    async def scenario() -> None:
+        variant, other = heavy(), Doubling("other")
+        variant.can_be_cut_off = True
+        with closing(Scheduler(LIMITS)) as scheduler:
+            left = scheduler.submit(variant, rows(1), 1, later())
+            late = scheduler.submit(variant, rows(2), 1, soon())
+            await has_started(variant)
+            waits = scheduler.submit(other, rows(3), 1, later())
+            left.cancel()
+            assert not variant.gate.is_set()  # one of two still waits
+            with pytest.raises(DeadlineError):
+                await late
+            assert (await waits).outputs[0][0, 0] == 6  # the device is free
+        assert variant.told == [(2, 2)]
+
+    on_loop(scenario)
+
+
+def test_a_batch_whose_clients_all_left_tells_nothing_of_its_variant() -> None:
+    async def scenario() -> None:
+        variant = heavy()
+        variant.can_be_cut_off = True
+        with closing(Scheduler(LIMITS)) as scheduler:
+            left = scheduler.submit(variant, rows(1), 1, later())
+            await has_started(variant)
+            left.cancel()
+            assert (await scheduler.submit(Doubling("other"), rows(3), 1, later())).outputs[0][0, 0] == 6
+        assert variant.told == []
 
     on_loop(scenario)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from service.inference import Outcome
+from service.outcome import Outcome
 
 
 def outcome(**changed: Any) -> Outcome:

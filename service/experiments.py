@@ -1,0 +1,238 @@
+"""Rollouts as requests meet them: who takes part, in which arm, and what is seen of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from service.conductor import Conductor
+from service.errors import DeadlineError, ServiceError, UnavailableError
+from service.loaded import LoadedModel, LoadedVariant
+from service.metrics import NO_ARM, Metrics
+from service.outcome import Outcome
+from service.queues import Priority
+from service.rollout.assignment import assign, counts_copies, shadow_draw
+from service.rollout.comparison import compare, judges_classes
+from service.rollout.evidence import ArmTally, Feedback
+from service.rollout.labels import judged, prediction
+from service.rollout.rollout import PRIMARY, Arm, Rollout
+from service.routing import Slo
+from service.scheduler import Completed, Scheduler
+from service.state.evidence import Served
+
+log = logging.getLogger("mipgate.experiments")
+
+# A copy may wait long for an idle moment; then it is given up.
+_COPY_PATIENCE_S = 5.0
+_MOST_COPIES = 32  # that wait at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A request's part in a rollout.
+
+    Attributes:
+        rollout: Which one.
+        arm: Its arm.
+        variant: What answers for that arm.
+        tally: Where the arm's evidence is counted.
+    """
+
+    rollout: Rollout
+    arm: Arm
+    variant: LoadedVariant
+    tally: ArmTally
+
+
+class Experiments:
+    """Gives requests their arms, and counts what came of them.
+
+    Args:
+        conductor: Knows which rollouts run, and takes the evidence.
+        scheduler: Runs the copies, when nothing else waits.
+        metrics: Counts comparisons and labels.
+        keeps: Whose answers wait for labels: `rollouts`, `all` or `none`.
+        copies_per_s: Most copies per second.
+        draw: From 0..1.
+    """
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        keeps: str,
+        copies_per_s: float,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._conductor = conductor
+        self._scheduler = scheduler
+        self._metrics = metrics
+        self._keeps = keeps
+        self._copy_every_s = 1 / copies_per_s if copies_per_s else float("inf")
+        self._next_copy = 0.0
+        self._draw = draw
+        self._copies: set[asyncio.Task[None]] = set()
+
+    def part(
+        self, model: LoadedModel, slo: Slo, parameters: Mapping[str, Any], usual: LoadedVariant
+    ) -> Part | None:
+        """A request's part in the rollout of its model and tier, if there is one and its floor allows it.
+
+        Args:
+            model: Which model it is for.
+            slo: What it asks for.
+            parameters: Where its sticky key is.
+            usual: What the router chose for it.
+        """
+        rollout = self._conductor.active(model.name, slo.tier.name)
+        if rollout is None:
+            return None
+        key = parameters.get("sticky_key")
+        arm = assign(rollout, self._draw() if key is None else key, slo.tier.name)
+        if arm is None or not _all_meet(slo.floor, model, rollout):
+            return None
+        tally = self._conductor.tally(rollout.id, arm.name)
+        return Part(rollout, arm, usual if arm.name == PRIMARY else model.variants[arm.variant], tally)
+
+    def answered(self, part: Part | None, outcome: Outcome) -> None:
+        """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
+        if part is not None:
+            part.tally.answered(outcome.total_s)
+            self._copy(part, outcome)
+        if self._keeps == "all" or (part is not None and self._keeps == "rollouts"):
+            self._keep(part, outcome)
+
+    def failed(self, part: Part, error: ServiceError) -> None:
+        """Counts a request that got no answer; a candidate's failure was counted before the primary's."""
+        part.tally.requests += 1
+        if part.arm.name != PRIMARY:
+            return
+        if isinstance(error, DeadlineError | UnavailableError):
+            part.tally.misses += 1
+        else:
+            part.tally.errors += 1
+
+    def fell_through(self, part: Part, error: ServiceError | None) -> None:
+        """Counts a request that the candidate did not answer and the primary did, or will.
+
+        Args:
+            part: Its part, of a candidate's arm.
+            error: What the candidate ended in, or None when its answer held values that are not finite.
+        """
+        tally = part.tally
+        tally.retries += 1
+        if error is None:
+            tally.non_finite += 1
+        elif isinstance(error, DeadlineError):
+            tally.timeouts += 1
+        elif isinstance(error, UnavailableError):
+            tally.misses += 1
+        else:
+            tally.errors += 1
+
+    async def judge(self, labels: Mapping[str, Any], metric_of: Callable[[str], str], age_s: float) -> None:
+        """Joins labels with the answers that they belong to.
+
+        Args:
+            labels: By the request's id.
+            metric_of: Name of a model's metric.
+            age_s: How old the answers may be.
+
+        Raises:
+            ServiceError: An answer is not known or was judged, or a label is none.
+        """
+        scores: dict[str, Feedback] = {}
+
+        def score(answer: Served, label: Any) -> Feedback:
+            scores[answer.request] = judged(metric_of(answer.model), answer.prediction, label)
+            return scores[answer.request]
+
+        for answer in await self._conductor.judge(labels, score, age_s):
+            if judges_classes(metric_of(answer.model)):
+                correct = "true" if scores[answer.request].correct == 1 else "false"
+                recipe = answer.variant.partition("@")[0]
+                self._metrics.feedback.labels(answer.model, recipe, answer.arm, correct).inc()
+
+    def _keep(self, part: Part | None, outcome: Outcome) -> None:
+        kept = prediction(outcome.model.card.spec.metric, _own_outputs(outcome))
+        if kept is not None:
+            rollout, arm = (part.rollout.id, part.arm.name) if part else ("", NO_ARM)
+            self._conductor.remember(
+                Served(outcome.request_id, outcome.model.name, outcome.variant.version, outcome.tier,
+                       rollout, arm, kept, time.time())
+            )  # fmt: skip
+
+    def _copy(self, part: Part, outcome: Outcome) -> None:
+        """Has other arms answer the same request when nothing else waits."""
+        now = perf_counter()
+        if not part.rollout.fraction or now < self._next_copy or len(self._copies) >= _MOST_COPIES:
+            return
+        for arm in shadow_draw(part.rollout, part.arm, self._draw()):
+            other = outcome.model.variants.get(arm.variant)
+            candidate = arm if part.arm.name == PRIMARY else part.arm
+            fits = other is not None and outcome.request.rows <= other.max_batch_rows
+            if other is None or not fits or other is outcome.variant or not other.breaker.allows(now):
+                continue
+            self._next_copy = now + self._copy_every_s
+            task = asyncio.create_task(self._compare(part.rollout, candidate, other, outcome))
+            self._copies.add(task)
+            task.add_done_callback(self._copies.discard)
+
+    async def _compare(
+        self, rollout: Rollout, candidate: Arm, other: LoadedVariant, outcome: Outcome
+    ) -> None:
+        tally = self._conductor.tally(rollout.id, candidate.name)
+        counts = counts_copies(rollout)
+        request, deadline = outcome.request, perf_counter() + _COPY_PATIENCE_S
+        other.breaker.asked(perf_counter())
+        try:
+            done = await self._scheduler.submit(
+                other, request.inputs, request.rows, deadline, Priority.SHADOW
+            )
+        except (DeadlineError, UnavailableError):
+            return  # nothing was idle long enough: no evidence, and no failure
+        except ServiceError:
+            if counts:
+                tally.requests += 1
+                tally.errors += 1
+            return
+        if counts:
+            tally.answered(done.infer_s)
+            tally.non_finite += not is_finite(done)
+        theirs = _own_outputs(outcome)
+        ours = dict(zip(theirs, done.outputs, strict=True))
+        answers = (theirs, ours) if outcome.variant.version != candidate.variant else (ours, theirs)
+        comparison = compare(outcome.model.card.spec.metric, *answers)
+        tally.compared(comparison)
+        agree = "true" if comparison.agreement == comparison.n else "false"
+        recipe = candidate.variant.partition("@")[0]
+        self._metrics.shadow_comparisons.labels(outcome.model.name, recipe, agree).inc()
+
+
+def is_finite(done: Completed) -> bool:
+    """Whether all numbers of an answer are."""
+    return all([o.dtype.kind != "f" or bool(np.isfinite(o).all()) for o in done.outputs])
+
+
+def _all_meet(floor: float, model: LoadedModel, rollout: Rollout) -> bool:
+    """Whether every candidate is loaded and good enough: else the arms' callers would not be alike."""
+    for arm in rollout.candidates:
+        variant = model.variants.get(arm.variant)
+        if variant is None or variant.candidate.ratio < floor:
+            return False
+    return True
+
+
+def _own_outputs(outcome: Outcome) -> dict[str, Any]:
+    """The model's own outputs, without those of transforms."""
+    assert outcome.outputs is not None  # it was answered
+    return {spec.name: outcome.outputs[spec.name] for spec in outcome.model.card.spec.signature.outputs}

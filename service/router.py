@@ -1,0 +1,188 @@
+"""Which variant answers a request now: the pure choice of `service.routing`, fed with what this worker sees.
+
+What it sees is the queue, the host's pace, the circuits of its variants, and what all requests ask for.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from time import perf_counter
+
+from service.demand import Demand
+from service.errors import InferenceError, ServiceError, UnavailableError
+from service.loaded import LoadedModel, LoadedVariant
+from service.pace import DevicePace
+from service.protocol import InferRequest
+from service.routing import Candidate, Load, Slo, admit, choose, ladder, work_ms
+from service.scheduler import Scheduler
+
+log = logging.getLogger("mipgate.router")
+
+# How often the level of degrading is looked at.
+_LOOK_S = 0.05
+
+_Terms = tuple[str, float, float | None, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes.
+
+    Attributes:
+        variant: What answers it.
+        degraded_from: As `routing.Decision` has it.
+    """
+
+    variant: LoadedVariant
+    degraded_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What requests of the same terms cost on each step down, and the ratios there."""
+
+    costs_ms: tuple[float, ...]
+    ratios: tuple[float, ...]
+
+
+class Router:
+    """Routes the requests of one device."""
+
+    def __init__(self, scheduler: Scheduler, pace: DevicePace) -> None:
+        self._scheduler = scheduler
+        self._pace = pace
+        self._demand = Demand(perf_counter())
+        self._plans: dict[_Terms, _Plan] = {}
+        self._looked = 0.0
+
+    def route(
+        self,
+        model: LoadedModel,
+        pinned: LoadedVariant | None,
+        slo: Slo,
+        request: InferRequest,
+        deadline: float,
+    ) -> Route:
+        """Where a request goes.
+
+        Args:
+            model: Which model it is for.
+            pinned: The variant that it names, or None.
+            slo: What it asks for.
+            request: Its inputs, decoded and transformed.
+            deadline: On `time.perf_counter`.
+
+        Raises:
+            UnmeetableSloError: Nothing could ever meet what it asks for.
+            UnavailableError: Nothing can now.
+        """
+        now = perf_counter()
+        lowered = self._offered(model, pinned, slo, request.rows, now)
+        load = self._load(model, slo, request, deadline, now, lowered)
+        if pinned is None:
+            return self._choose(model, model.allowed(now), slo, request, load, now)
+        if not pinned.breaker.allows(now):
+            raise _open_circuit(pinned.key, pinned.breaker.until - now)
+        admit(slo, request.rows, pinned.candidate, load)
+        pinned.breaker.asked(now)
+        return Route(pinned)
+
+    def elsewhere(
+        self,
+        model: LoadedModel,
+        failed: LoadedVariant,
+        slo: Slo,
+        request: InferRequest,
+        deadline: float,
+        error: InferenceError,
+    ) -> Route:
+        """Where a request goes whose variant failed: to the next that meets its objectives.
+
+        Raises:
+            InferenceError: None does; the variant's own error.
+        """
+        now = perf_counter()
+        others = [each for each in model.allowed(now) if each.version != failed.version]
+        try:
+            load = self._load(model, slo, request, deadline, now, None)
+            return self._choose(model, others, slo, request, load, now)
+        except ServiceError:
+            raise error from None
+
+    def completion_ms(
+        self, variant: LoadedVariant, slo: Slo, request: InferRequest, deadline: float
+    ) -> float:
+        """Predicted time, on the safe side, until a variant's answer would be there."""
+        done_ms = self._scheduler.completion_ms(variant, request.inputs, request.rows, deadline, slo.priority)
+        done_ms *= self._pace.margin
+        return done_ms if variant.is_open else done_ms + variant.profile.load_s * 1e3
+
+    def _choose(
+        self,
+        model: LoadedModel,
+        candidates: list[Candidate],
+        slo: Slo,
+        request: InferRequest,
+        load: Load,
+        now: float,
+    ) -> Route:
+        if not candidates and model.candidates:
+            raise _open_circuit(model.name, 1.0)
+        decision = choose(slo, request.rows, candidates, load)
+        chosen = model.variants[decision.version]
+        chosen.breaker.asked(now)
+        return Route(chosen, decision.degraded_from)
+
+    def _load(
+        self,
+        model: LoadedModel,
+        slo: Slo,
+        request: InferRequest,
+        deadline: float,
+        now: float,
+        lowered: float | None,
+    ) -> Load:
+        variants = model.variants
+
+        def completion_ms(candidate: Candidate) -> float:
+            return self.completion_ms(variants[candidate.version], slo, request, deadline)
+
+        return Load((deadline - now) * 1e3, completion_ms, self._scheduler.wait_ms(), lowered)
+
+    def _offered(
+        self, model: LoadedModel, pinned: LoadedVariant | None, slo: Slo, rows: int, now: float
+    ) -> float | None:
+        """Counts what a request costs; returns the floor that degrading requests have now, if any."""
+        if now - self._looked > _LOOK_S:
+            self._look(now)
+        if pinned is not None:
+            self._demand.offer((work_ms(pinned.candidate, slo.deadline_ms),), rows)
+            return None
+        terms = (model.name, slo.floor, slo.degraded_floor, slo.deadline_ms)
+        plan = self._plans.get(terms)
+        if plan is None:
+            steps = ladder(slo, model.candidates)
+            plan = self._plans[terms] = _Plan(
+                tuple(work_ms(each, slo.deadline_ms) for each in steps), tuple(each.ratio for each in steps)
+            )
+        if not plan.ratios:
+            return None
+        self._demand.offer(plan.costs_ms, rows)
+        step = self._demand.level.step
+        return plan.ratios[min(step, len(plan.ratios) - 1)] if step else None
+
+    def _look(self, now: float) -> None:
+        self._looked = now
+        before, after = self._demand.level.step, self._demand.look(now).step
+        self._plans.clear()
+        if before != after:
+            log.warning("requests that allow degrading go %d steps down now, not %d", after, before)
+
+
+def _open_circuit(name: str, seconds: float) -> UnavailableError:
+    return UnavailableError(
+        f"{name} failed several times in a row and is left alone for a moment. Try again after Retry-After.",
+        "breaker",
+        max(seconds, 1.0),
+    )
