@@ -28,7 +28,7 @@ def draw(report: Report, path: Path) -> None:
     figure.suptitle(f"{report['model']} on {report['host']['cpu']}: {describe(settings)}, {loop}")
     _draw_latency(latency, targets)
     _draw_throughput(throughput, targets)
-    _draw_trade(trade, targets)
+    _draw_trade(trade, targets, by_latency=bool(settings.get("shape")))
     figure.savefig(path, dpi=_DPI)
 
 
@@ -59,19 +59,25 @@ def _draw_throughput(axes: Axes, targets: Sequence[TargetReport]) -> None:
     axes.margins(x=0.18)
 
 
-def _draw_trade(axes: Axes, targets: Sequence[TargetReport]) -> None:
+def _draw_trade(axes: Axes, targets: Sequence[TargetReport], *, by_latency: bool) -> None:
+    """Against p99 in an open loop: there the throughput is what was sent."""
     judged = [target for target in targets if target["accuracy"] is not None]
     labels: dict[float, int] = {}
-    for target in sorted(judged, key=lambda t: t["requests_per_s"]):
-        rate, accuracy = target["requests_per_s"], 100 * (target["accuracy"] or 0.0)
+
+    def place_of(target: TargetReport) -> float:
+        latency = target["latency_ms"]
+        return latency["p99"] if by_latency and latency is not None else target["requests_per_s"]
+
+    for target in sorted(judged, key=place_of):
+        across, accuracy = place_of(target), 100 * (target["accuracy"] or 0.0)
         marker = "D" if target["kind"] == "tier" else "o"
-        axes.plot(rate, accuracy, marker, color=_COLOURS[target["kind"]], markersize=7)
+        axes.plot(across, accuracy, marker, color=_COLOURS[target["kind"]], markersize=7)
         # Equal accuracies are common on small splits: labels of one line go above and below it in turn.
         place = labels[accuracy] = labels.get(accuracy, -1) + 1
         height = (8, -14, 20, -26, 32, -38, 44, -50)[place % 8]
         axes.annotate(
             target["target"],
-            (rate, accuracy),
+            (across, accuracy),
             (0, height),
             textcoords="offset points",
             ha="center",
@@ -79,8 +85,9 @@ def _draw_trade(axes: Axes, targets: Sequence[TargetReport]) -> None:
         )
     if not judged:
         axes.text(0.5, 0.5, "no labelled rows", ha="center", transform=axes.transAxes)
-    axes.set_title("Accuracy against throughput (diamonds: tiers)", fontsize=10)
-    axes.set_xlabel("good answers per second")
+    against = "p99" if by_latency else "throughput"
+    axes.set_title(f"Accuracy against {against} (diamonds: tiers)", fontsize=10)
+    axes.set_xlabel("p99, milliseconds" if by_latency else "good answers per second")
     axes.set_ylabel("accuracy on the test split, %")
     axes.margins(x=0.3, y=0.35)
     axes.grid(alpha=0.3)

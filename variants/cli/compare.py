@@ -132,11 +132,12 @@ def command(
     Example: mipgate compare digits --shape spike --rate 200 --fail-on "p99>20ms,errors>0.1%"
     """
     _check_installed()
+    if not worker:
+        _check_gateway(url)
     samples = samples or Catalog().card_file(model, SAMPLES_FILE)
     arguments = ["--samples", str(samples), *_passed_on(options)]
     if worker:
         sys.exit(_start([*arguments, "--worker"]))
-    _check_gateway(url)
     out = out or Path(f"compare-{model}")
     host = this_host()
     document = describe(*assess_model(Catalog(), model, host), host)
