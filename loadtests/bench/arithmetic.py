@@ -1,22 +1,18 @@
-"""From recorded rounds to figures and verdicts: pure. A peer that did not answer is a hole, not a win."""
+"""From recorded rounds to medians and ratios: pure. A peer that did not answer is a hole, not a win."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TypedDict
 
-GATEWAY, PLAIN, ECHO = "mipgate", "plain bentoml", "bare uvicorn"
-PEERS = (GATEWAY, PLAIN, ECHO)
 MIN_ROUNDS = 3
-MIN_SPEEDUP = 12.0
-MAX_TAIL = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of the client against one peer.
+    """One run of the closed-loop client against one contender.
 
     Attributes:
         requests: Answers that came.
@@ -40,9 +36,14 @@ class Sample:
         return self.requests / self.seconds
 
     @property
+    def tail(self) -> float:
+        """The 99th percentile over the median."""
+        return self.p99_ms / self.p50_ms
+
+    @property
     def flaw(self) -> str | None:
         """Why the run says nothing about speed, or None."""
-        if not self.requests:
+        if not self.requests or not self.p50_ms:
             return "no answers"
         if self.bad_answers:
             return f"{self.bad_answers} of {self.requests} answers were errors"
@@ -50,119 +51,143 @@ class Sample:
 
 
 Round = Mapping[str, Sample | None]
+"""One run of each contender; None where it was not there."""
+
+Rounds = Sequence[Mapping[str, Round]]
+"""Rounds of several cases, such as `json, 16 connections`."""
 
 
-class PeerFigures(TypedDict):
-    """Medians over the rounds of one peer; None where any of its rounds is void, with the reason."""
+class Spread(TypedDict):
+    """A median with the least and the greatest of the rounds that it comes from."""
 
-    requests_per_s: float | None
-    p50_ms: float | None
-    p99_ms: float | None
-    tail: float | None
+    median: float
+    low: float
+    high: float
+
+
+class Figures(TypedDict):
+    """What the rounds of one contender say; None where one of its rounds is void, with the reason."""
+
+    requests_per_s: Spread | None
+    p50_ms: Spread | None
+    p99_ms: Spread | None
     void: str | None
 
 
-class Ratio(TypedDict):
-    """Throughput over a peer's, paired by round."""
-
-    median: float | None
-    rounds: list[float]
+def case(rounds: Rounds, name: str) -> list[Round]:
+    """The rounds of one case."""
+    return [each.get(name, {}) for each in rounds]
 
 
-class Requirement(TypedDict):
-    """What is required, what was measured, and whether it is `met`, `missed` or `void`."""
-
-    name: str
-    required: str
-    measured: float | None
-    verdict: str
-    why: str
+def spread(values: Sequence[float]) -> Spread:
+    """Median, least and greatest."""
+    return {"median": median(values), "low": min(values), "high": max(values)}
 
 
-class Summary(TypedDict):
-    """All figures. `ratios` has the gateway's throughput over each other peer's."""
-
-    peers: dict[str, PeerFigures]
-    ratios: dict[str, Ratio]
-    requirements: list[Requirement]
-
-
-def summarize(rounds: Sequence[Round]) -> Summary:
-    """Medians, paired ratios, and the verdicts."""
-    peers = {name: _figures(name, rounds) for name in PEERS}
-    ratios = {name: _ratio(peers, name, rounds) for name in PEERS if name != GATEWAY}
-    speedup, tail = ratios[PLAIN]["median"], peers[GATEWAY]["tail"]
-    voids = [f"{name}: {peers[name]['void']}" for name in (GATEWAY, PLAIN) if peers[name]["void"]]
-    return {
-        "peers": peers,
-        "ratios": ratios,
-        "requirements": [
-            _requirement(
-                f"throughput over {PLAIN}",
-                f"at least {MIN_SPEEDUP:g}x",
-                speedup,
-                speedup is not None and speedup >= MIN_SPEEDUP,
-                "; ".join(voids) or _disagreement([r >= MIN_SPEEDUP for r in ratios[PLAIN]["rounds"]]),
-            ),
-            _requirement(
-                f"p99 over p50 of {GATEWAY}",
-                f"at most {MAX_TAIL:g}x",
-                tail,
-                tail is not None and tail <= MAX_TAIL,
-                peers[GATEWAY]["void"]
-                or _disagreement(
-                    [s.p99_ms / s.p50_ms <= MAX_TAIL for each in rounds if (s := each[GATEWAY])]
-                ),
-            ),
-        ],
-    }
-
-
-def _figures(name: str, rounds: Sequence[Round]) -> PeerFigures:
-    void = _void(name, rounds)
-    if void:
-        return {"requests_per_s": None, "p50_ms": None, "p99_ms": None, "tail": None, "void": void}
+def figures(name: str, rounds: Sequence[Round]) -> Figures:
+    """Medians of one contender."""
+    if void := why_void(name, rounds):
+        return {"requests_per_s": None, "p50_ms": None, "p99_ms": None, "void": void}
     samples = [sample for each in rounds if (sample := each.get(name)) is not None]
     return {
-        "requests_per_s": median(sample.requests_per_s for sample in samples),
-        "p50_ms": median(sample.p50_ms for sample in samples),
-        "p99_ms": median(sample.p99_ms for sample in samples),
-        "tail": median(sample.p99_ms / sample.p50_ms for sample in samples),
+        "requests_per_s": spread([sample.requests_per_s for sample in samples]),
+        "p50_ms": spread([sample.p50_ms for sample in samples]),
+        "p99_ms": spread([sample.p99_ms for sample in samples]),
         "void": None,
     }
 
 
-def _void(name: str, rounds: Sequence[Round]) -> str | None:
-    """One flawed round voids a peer: what was dropped or refused there was not worked on."""
-    if len(rounds) < MIN_ROUNDS:
-        return f"{len(rounds)} rounds, fewer than {MIN_ROUNDS}"
+def why_void(name: str, rounds: Sequence[Round]) -> str | None:
+    """One flawed round voids a contender: what was dropped or refused there was not worked on."""
     for number, each in enumerate(rounds, 1):
         sample = each.get(name)
         if sample is None:
             return f"did not answer in round {number}"
         if sample.flaw:
             return f"{sample.flaw} in round {number}"
-    return None
+    return None if rounds else "no rounds"
 
 
-def _ratio(peers: Mapping[str, PeerFigures], name: str, rounds: Sequence[Round]) -> Ratio:
-    if peers[GATEWAY]["void"] or peers[name]["void"]:
-        return {"median": None, "rounds": []}
-    ratios = [
-        ours.requests_per_s / theirs.requests_per_s
-        for each in rounds
-        if (ours := each.get(GATEWAY)) is not None and (theirs := each.get(name)) is not None
+def throughput(sample: Sample) -> float:
+    """Requests per second, as a value to compare."""
+    return sample.requests_per_s
+
+
+def tail(sample: Sample) -> float:
+    """p99 over p50, as a value to compare."""
+    return sample.tail
+
+
+def ratios(
+    ours: Sequence[Round],
+    our_name: str,
+    theirs: Sequence[Round],
+    their_name: str,
+    value: Callable[[Sample], float] = throughput,
+) -> list[float]:
+    """Our value over theirs, paired by round; empty where either is void."""
+    if why_void(our_name, ours) or why_void(their_name, theirs):
+        return []
+    return [
+        value(our) / value(their)
+        for left, right in zip(ours, theirs, strict=True)
+        if (our := left[our_name]) is not None and (their := right[their_name]) is not None
     ]
-    return {"median": median(ratios), "rounds": ratios}
 
 
-def _disagreement(held: Sequence[bool]) -> str:
-    """A median says little when rounds fall on both sides of what is required."""
-    if len(set(held)) < 2:
-        return ""
-    return f"inconclusive: it held in {sum(held)} of {len(held)} rounds"
+def best(names: Sequence[str], rounds: Sequence[Round]) -> str | None:
+    """The contender of these with the highest median throughput; None when all are void."""
+    known = {name: speed["median"] for name in names if (speed := figures(name, rounds)["requests_per_s"])}
+    return max(known, key=lambda name: known[name]) if known else None
 
 
-def _requirement(name: str, required: str, measured: float | None, holds: bool, why: str) -> Requirement:
-    verdict = "void" if measured is None else "met" if holds else "missed"
-    return {"name": name, "required": required, "measured": measured, "verdict": verdict, "why": why}
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one open loop.
+
+    Attributes:
+        offered: Requests that were due.
+        seconds: Length of the time in which they were due.
+        in_time: Answered before their deadline, counted from when they were due.
+        late: Answered later than that, or told that it is too late (504), or never.
+        rejected: Refused at once (503).
+        failed: Any other answer.
+        degraded: Of those in time, answered below their floor, as they allowed.
+        correct: Of those in time, with the right class.
+        p50_ms: Median latency of those that were answered.
+        p99_ms: Its 99th percentile.
+        client_lag_ms: 99th percentile of how much later than due requests were sent.
+    """
+
+    offered: int
+    seconds: float
+    in_time: int
+    late: int
+    rejected: int
+    failed: int
+    degraded: int
+    correct: int
+    p50_ms: float | None
+    p99_ms: float | None
+    client_lag_ms: float
+
+    @property
+    def goodput(self) -> float:
+        """Answers in time per second."""
+        return self.in_time / self.seconds
+
+    @property
+    def misses(self) -> float:
+        """Share of what was offered that got no answer in time."""
+        return (self.offered - self.in_time) / self.offered
+
+    @property
+    def late_of_admitted(self) -> float:
+        """Share of what was not refused that came late."""
+        admitted = self.offered - self.rejected
+        return self.late / admitted if admitted else 0.0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the answers in time that were right."""
+        return self.correct / self.in_time if self.in_time else None

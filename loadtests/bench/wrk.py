@@ -1,4 +1,4 @@
-"""The client: `wrk`, with a script that sends a body and prints its figures as JSON.
+"""The closed-loop client: `wrk`, with a script that sends one request after the other from a list.
 
 wrk corrects its latencies for coordinated omission, by the mean interval between a connection's requests.
 """
@@ -9,22 +9,46 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtests.bench.arithmetic import Sample
+from loadtests.bench.requests import Request
 
 _MARK = "BENCH "
 _SCRIPT = """
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-local file = io.open("%s", "rb")
-wrk.body = file:read("*a")
-file:close()
+local requests, at = {}, 0
+local pause = tonumber("%(pause)s")
+
+local function read(path)
+  local file = io.open(path, "rb")
+  local all = file:read("*a")
+  file:close()
+  return all
+end
+
+function init(args)
+  dofile("%(list)s")(function(path, headers, body)
+    headers["Host"] = wrk.headers["Host"]
+    requests[#requests + 1] = wrk.format("POST", path, headers, read(body))
+  end)
+end
+
+function request()
+  at = at %% #requests + 1
+  return requests[at]
+end
+
+if pause > 0 then
+  function delay()
+    return math.floor(-pause * math.log(1 - math.random()) + 0.5)
+  end
+end
 
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
-    '%s{"requests": %%d, "us": %%d, "p50_us": %%d, "p99_us": %%d, "status": %%d, "socket": %%d}\\n',
+    '%(mark)s{"requests": %%d, "us": %%d, "p50_us": %%d, "p99_us": %%d, "status": %%d, "socket": %%d}\\n',
     summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
     e.status, e.connect + e.read + e.write + e.timeout))
 end
@@ -46,25 +70,29 @@ def check_wrk() -> None:
         raise WrkError("wrk is not installed. Run `apt-get install wrk`.")
 
 
-def run_wrk(url: str, body: bytes, connections: int, seconds: float) -> Sample:
-    """Sends the body over and over, from one thread.
+def run_wrk(
+    port: int, requests: Sequence[Request], connections: int, seconds: float, pause_ms: float = 0.0
+) -> Sample:
+    """Sends the requests in turn, over and over, from one thread.
 
     Args:
-        url: Where to.
-        body: What.
+        port: Of the server on this machine.
+        requests: What to send.
         connections: How many, each with one request in flight.
         seconds: For how long; wrk takes whole ones.
+        pause_ms: Mean of the exponential time that a connection waits between two requests.
 
     Raises:
         WrkError: It ended with an error.
     """
-    with tempfile.TemporaryDirectory(prefix="mipgate-bench-") as folder:
-        payload, script = Path(folder) / "body", Path(folder) / "script.lua"
-        payload.write_bytes(body)
-        script.write_text(_SCRIPT % (payload, _MARK))
+    with tempfile.TemporaryDirectory(prefix="mipgate-bench-") as name:
+        folder = Path(name)
+        script = folder / "script.lua"
+        (folder / "list.lua").write_text(_write_list(folder, requests))
+        script.write_text(_SCRIPT % {"list": folder / "list.lua", "mark": _MARK, "pause": pause_ms})
         command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s"]
         done = subprocess.run(
-            [*command, "-s", str(script), url],
+            [*command, "--timeout", "10s", "-s", str(script), f"http://127.0.0.1:{port}"],
             capture_output=True,
             text=True,
             check=False,
@@ -94,3 +122,15 @@ def parse_wrk(output: str) -> Sample:
         )
     except (IndexError, KeyError, ValueError) as error:
         raise WrkError(f"wrk printed no figures: {output.strip()[-500:]}") from error
+
+
+def _write_list(folder: Path, requests: Sequence[Request]) -> str:
+    """A Lua function that gives each request; bodies lie in files beside it."""
+    lines = ["return function(add)"]
+    for number, request in enumerate(requests):
+        body = folder / f"{number}.body"
+        body.write_bytes(request.body)
+        # JSON's strings without escapes beyond ASCII are Lua's.
+        headers = ", ".join(f"[{json.dumps(k)}] = {json.dumps(v)}" for k, v in request.headers.items())
+        lines.append(f"add({json.dumps(request.path)}, {{{headers}}}, {json.dumps(str(body))})")
+    return "\n".join([*lines, "end", ""])

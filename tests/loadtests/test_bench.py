@@ -1,73 +1,53 @@
+"""The arithmetic of the bench, on recorded rounds and on ones made to fail it."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from loadtests.bench.arithmetic import ECHO, GATEWAY, PLAIN, Sample, summarize
+from loadtests.bench.arithmetic import Sample, best, figures, ratios, why_void
+from loadtests.bench.arrivals import best_possible, due_times, mix
+from loadtests.bench.figures import figures as required
+from loadtests.bench.overload import judge
+from loadtests.bench.requests import Request
+from loadtests.bench.servers import ECHO, GATEWAY, MOSEC, PLAIN, TRITON
+from loadtests.bench.tables import markdown
 from loadtests.bench.wrk import WrkError, parse_wrk
+
+RECORDED = Path(__file__).parent / "bench_record.json"
+
+
+@pytest.fixture
+def record():
+    return json.loads(RECORDED.read_text())
 
 
 def sample(rate, p50=1.0, p99=2.0, **flaws):
     return Sample(round(rate * 2), 2.0, p50, p99, **flaws)
 
 
-def rounds(gateway, plain, echo):
-    return [
-        {GATEWAY: g, PLAIN: p, ECHO: e} for g, p, e in zip(gateway, plain, echo, strict=True)
-    ]  # fmt: skip
+def rounds(**contenders):
+    return [dict(zip(contenders, each, strict=True)) for each in zip(*contenders.values(), strict=True)]
 
 
-FAST, SLOW, BARE = (
-    [sample(r) for r in (900, 1500, 1200)],
-    [sample(r) for r in (100, 90, 80)],
-    [sample(3000)] * 3,
-)
+FAST, SLOW = [sample(r) for r in (900, 1500, 1200)], [sample(r) for r in (100, 90, 80)]
 
 
-def verdicts(summary):
-    return [each["verdict"] for each in summary["requirements"]]
+def figure(record, name):
+    return next(each for each in required(record) if each["name"].startswith(name))
 
 
-def test_medians_and_ratios_paired_by_round():
-    summary = summarize(rounds(FAST, SLOW, BARE))
-    assert summary["peers"][GATEWAY]["requests_per_s"] == 1200
-    assert summary["peers"][PLAIN]["requests_per_s"] == 90
-    assert summary["ratios"][PLAIN]["rounds"] == pytest.approx([9, 1500 / 90, 15])
-    assert summary["ratios"][PLAIN]["median"] == 15
-    assert summary["ratios"][ECHO]["median"] == pytest.approx(0.4)
-    assert verdicts(summary) == ["met", "met"]
+def test_medians_with_their_spread():
+    said = figures("a", rounds(a=FAST, b=SLOW))
+    assert said["requests_per_s"] == {"median": 1200, "low": 900, "high": 1500}
+    assert said["void"] is None
 
 
-@pytest.mark.parametrize(("rate", "verdict"), [(1200, "met"), (1199, "missed")])
-def test_the_speedup_has_a_sharp_edge(rate, verdict):
-    summary = summarize(rounds([sample(rate)] * 3, [sample(100)] * 3, BARE))
-    assert summary["requirements"][0]["verdict"] == verdict
-
-
-@pytest.mark.parametrize(("p99", "verdict"), [(5.0, "met"), (5.01, "missed")])
-def test_the_tail_has_a_sharp_edge(p99, verdict):
-    summary = summarize(rounds([sample(5000, 1.0, p99)] * 3, SLOW, BARE))
-    assert summary["requirements"][1]["verdict"] == verdict
-
-
-def test_the_tail_is_paired_by_round():
-    slow_machine = [sample(5000, 1.0, 3.0), sample(5000, 10.0, 30.0), sample(5000, 1.0, 3.0)]
-    assert summarize(rounds(slow_machine, SLOW, BARE))["peers"][GATEWAY]["tail"] == 3.0
-
-
-def test_a_peer_that_did_not_answer_is_a_hole_and_no_win():
-    summary = summarize(rounds(FAST, [None] * 3, BARE))
-    assert summary["peers"][PLAIN]["requests_per_s"] is None
-    assert summary["ratios"][PLAIN] == {"median": None, "rounds": []}
-    assert verdicts(summary) == ["void", "met"]
-    assert "plain bentoml: did not answer in round 1" in summary["requirements"][0]["why"]
-
-
-def test_a_missing_ceiling_voids_nothing_that_is_required():
-    summary = summarize(rounds(FAST, SLOW, [None] * 3))
-    assert verdicts(summary) == ["met", "met"]
-    assert summary["ratios"][ECHO]["median"] is None
-
-
-def test_a_missing_gateway_voids_everything():
-    assert verdicts(summarize(rounds([None] * 3, SLOW, BARE))) == ["void", "void"]
+def test_ratios_are_paired_by_round():
+    measured = rounds(a=FAST, b=SLOW)
+    assert ratios(measured, "a", measured, "b") == pytest.approx([9, 1500 / 90, 15])
 
 
 @pytest.mark.parametrize(
@@ -79,24 +59,158 @@ def test_a_missing_gateway_voids_everything():
         (None, "did not answer in round 2"),
     ],
 )
-def test_one_flawed_round_voids_the_peer(flaw, why):
-    plain = summarize(rounds(FAST, [SLOW[0], flaw, SLOW[2]], BARE))
-    assert verdicts(plain) == ["void", "met"]
-    assert plain["peers"][PLAIN]["void"] == why
-    gateway = summarize(rounds([FAST[0], flaw, FAST[2]], SLOW, BARE))
-    assert verdicts(gateway) == ["void", "void"]
+def test_one_flawed_round_is_a_hole_and_no_win(flaw, why):
+    measured = rounds(a=FAST, b=[SLOW[0], flaw, SLOW[2]])
+    assert why_void("b", measured) == why
+    assert figures("b", measured)["requests_per_s"] is None
+    assert ratios(measured, "a", measured, "b") == []
+    assert best(["b"], measured) is None
 
 
-def test_rounds_on_both_sides_of_a_requirement_are_told():
-    summary = summarize(rounds(FAST, SLOW, BARE))
-    assert summary["ratios"][PLAIN]["rounds"][0] < 12
-    assert summary["requirements"][0]["why"] == "inconclusive: it held in 2 of 3 rounds"
-    assert summary["requirements"][1]["why"] == ""
+def test_the_best_is_the_fastest_that_answered():
+    assert best(["a", "b", "missing"], rounds(a=FAST, b=SLOW)) == "a"
+
+
+def test_what_is_required_of_recorded_rounds(record):
+    verdicts = {each["name"]: each["verdict"] for each in required(record)}
+    assert verdicts[f"JSON, 16 connections, over {TRITON}"] == "reached"
+    assert verdicts[f"JSON, 16 connections, over {MOSEC}"] == "reached"
+    assert verdicts[f"JSON, 16 connections, over {PLAIN}"] == "not reached"
+    assert verdicts["throughput kept with an active A/B rollout"] == "void"
+    assert verdicts["goodput at 2x over the least of offered and best possible"] == "reached"
+    assert verdicts["fewer misses at 2x than always fp32"] == "reached"
+    assert verdicts["fewer misses at 3x than always fp32"] == "not reached"
+    assert verdicts["admitted and late at 3x"] == "not reached"
+
+
+def test_what_was_measured_is_paired_by_round(record):
+    assert figure(record, f"JSON, 16 connections, over {TRITON}")["measured"] == pytest.approx(
+        [1.6, 1.7, 2.0]
+    )
+    assert figure(record, "p99/p50 at half load")["measured"] == pytest.approx([1.2, 1.0, 1.1])
+
+
+def test_a_missing_peer_voids_what_is_held_against_it(record):
+    for cases in record["parts"]["small"]["rounds"]:
+        cases["json, 16 connections"][TRITON] = None
+    hole = figure(record, f"JSON, 16 connections, over {TRITON}")
+    assert hole["verdict"] == "void"
+    assert "did not answer in round 1" in hole["why"]
+    assert figure(record, f"JSON, 16 connections, over {MOSEC}")["verdict"] == "reached"
+
+
+def test_a_missing_gateway_reaches_nothing(record):
+    part = record["parts"]["small"]
+    part["servers"].pop(GATEWAY)
+    part["idle"] = {}
+    for cases in part["rounds"]:
+        for each in cases.values():
+            each.pop(GATEWAY, None)
+    record["parts"]["overload"]["rounds"] = []
+    assert {each["verdict"] for each in required(record) if each["part"] != "real"} == {"void"}
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_fewer_than_three_rounds_are_void(count):
-    assert verdicts(summarize(rounds(FAST, SLOW, BARE)[:count])) == ["void", "void"]
+def test_fewer_than_three_rounds_give_no_verdict(record, count):
+    for part in record["parts"].values():
+        part["rounds"] = part["rounds"][:count]
+    rounds_needed = [
+        each for each in required(record) if "x" in each["unit"] and "accuracy" not in each["name"]
+    ]
+    assert {each["verdict"] for each in rounds_needed} == {"void"}
+
+
+def test_rounds_on_both_sides_of_what_is_required_are_told(record):
+    cases = record["parts"]["small"]["rounds"][0]["json, 16 connections"]
+    cases[TRITON]["requests"] *= 2
+    assert figure(record, f"JSON, 16 connections, over {TRITON}")["why"] == "it held in 2 of 3 rounds"
+
+
+def test_the_real_model_is_held_against_the_best_peer(record):
+    against = figure(record, "balanced over the best peer with FP32")
+    assert MOSEC in against["name"]
+    assert against["measured"] == pytest.approx([5, 5, 5])
+    assert figure(record, "balanced over the best peer with the same 8-bit file")["verdict"] == "not reached"
+    assert figure(record, "accuracy of balanced")["measured"] == pytest.approx([0.99])
+
+
+@pytest.mark.parametrize(
+    ("features", "verdict"), [(["avx2"], "does not apply"), (["amx_int8"], "not reached")]
+)
+def test_four_times_as_fast_is_required_of_processors_with_amx(record, features, verdict):
+    record["host"]["features"] = features
+    for cases in record["parts"]["real"]["rounds"]:
+        cases["16 connections"][f"{MOSEC}: fp32"]["requests"] *= 3
+    assert figure(record, "balanced over the best peer with FP32")["verdict"] == verdict
+
+
+def test_a_client_that_fell_behind_proves_nothing(record):
+    record["parts"]["overload"]["rounds"][1]["2x"][GATEWAY]["client_lag_ms"] = 50.0
+    fell = figure(record, "goodput at 2x")
+    assert fell["verdict"] == "void"
+    assert fell["why"] == "the client fell 50 ms behind its plan"
+
+
+def test_tables_show_holes_and_verdicts(record):
+    shown = copy.deepcopy(record)
+    for cases in shown["parts"]["small"]["rounds"]:
+        cases["json, 16 connections"][PLAIN] = None
+    text = markdown(shown, required(shown))
+    assert f"| {PLAIN} | hole: did not answer in round 1 | - | - | - |" in text
+    assert "| not reached |" in text
+    assert "takes no binary tensors" in text
+    assert f"| {ECHO} | 4000 (4000 to 4000) |" in text
+
+
+def test_an_open_loop_counts_from_when_requests_were_due():
+    events = {
+        "sent_s": np.array([0.0, 1.5, 2.0, 3.0, 4.0, 5.0]),
+        "done_s": np.array([0.05, 1.55, 2.01, 3.2, np.nan, 5.01]),
+        "status": np.array([200, 200, 503, 504, 0, 500]),
+    }
+    due_s, yes = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), np.array([True] * 6)
+    outcome = judge(due_s, np.full(6, 0.1), events, yes, ~yes, 6.0)
+    assert (outcome.in_time, outcome.late, outcome.rejected, outcome.failed) == (1, 3, 1, 1)
+    assert outcome.misses == pytest.approx(5 / 6)
+    assert outcome.late_of_admitted == pytest.approx(3 / 5)
+    assert outcome.accuracy == 1.0
+    assert outcome.client_lag_ms > 400
+
+
+def test_arrivals_are_poisson_and_repeatable():
+    due_s = due_times(1000, 10, np.random.default_rng(1))
+    assert np.array_equal(due_s, due_times(1000, 10, np.random.default_rng(1)))
+    gaps = np.diff(due_s)
+    assert len(due_s) == pytest.approx(10_000, rel=0.05)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+    assert (gaps >= 0).all()
+    assert due_s.max() <= 10
+
+
+def variant(ratio, **latency_ms):
+    timed = {batch.removeprefix("b"): {"p50": value} for batch, value in latency_ms.items()}
+    runtime = {"runtime": "r", "precision": "f32", "threads": 1}
+    return runtime | {
+        "quality": {"validation": {"ratio": ratio}},
+        "profiles": [runtime | {"latency_ms": timed}],
+    }
+
+
+def test_the_best_possible_is_the_fastest_variant_at_each_floor():
+    tiers = {"accurate": {"min_quality_ratio": 1.0, "deadline_ms": 100}}
+    asks = mix({"tiers": tiers, "degrade_floor": 0.9})
+    assert [each.floor for each in asks] == [1.0, 0.9]
+    variants = {"fp32": variant(1.0, b1=10, b8=48), "fast": variant(0.95, b1=2)}
+    assert best_possible(asks, variants) == pytest.approx(1000 / ((6 + 2) / 2))
+    assert best_possible(asks, {"fast": variants["fast"]}) is None
+
+
+def test_a_request_as_it_goes_over_a_connection():
+    request = Request("/v2", b"{}", {"Content-Type": "application/json"})
+    assert request.http1(80) == (
+        b"POST /v2 HTTP/1.1\r\nHost: 127.0.0.1:80\r\nContent-Length: 2\r\n"
+        b"Content-Type: application/json\r\n\r\n{}"
+    )
 
 
 def test_what_wrk_prints_is_read():
