@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ _NAMED = re.compile(rf"((?:{_SECRET})[\w-]*[\"']?\s*[:=,]).*", re.IGNORECASE)
 _BEARER = re.compile(r"\b(bearer|basic)\s+\S+", re.IGNORECASE)
 # Our own keys, and JSON web tokens.
 _KEY = re.compile(r"\bmipgate_[0-9a-f]{6,}_[\w-]+|\beyJ[\w-]+\.[\w-]+\.[\w-]*")
+# Nothing of all that is in a text that has none of this: most have not.
+_SUSPECT = re.compile(rf"{_SECRET}|bearer|basic|mipgate_|eyJ|://", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(\w://[^\s:/@]*):[^\s@]+@")
 
 
@@ -49,15 +52,17 @@ def redact(value: Any, depth: int = 0) -> Any:
 
 def redact_named(name: str, value: Any, depth: int = 0) -> Any:
     """The value, unless its name tells that it is a secret."""
-    return HIDDEN if _SECRET_NAME.search(name) else redact(value, depth)
+    return HIDDEN if _is_secret(name) else redact(value, depth)
 
 
 def redact_text(text: str, longest: int = _LONGEST_TEXT) -> str:
     """The text without what looks like a secret, and not too long."""
+    if not _SUSPECT.search(text):
+        return _cut(text, longest)
     text = _NAMED.sub(rf"\1 {HIDDEN}", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
     text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", _KEY.sub(HIDDEN, text))
-    return text if len(text) <= longest else f"{text[:longest]} (and {len(text) - longest} characters)"
+    return _cut(text, longest)
 
 
 def redact_event(_: Any, __: str, event: Any) -> Any:
@@ -70,6 +75,15 @@ def redact_event(_: Any, __: str, event: Any) -> Any:
         else redact_named(key, value)
         for key, value in event.items()
     }
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} (and {len(text) - longest} characters)"
+
+
+@lru_cache(maxsize=1024)
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
 
 
 def _redact_items(items: list[Any], depth: int) -> Any:

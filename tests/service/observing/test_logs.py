@@ -15,12 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import use_span
+from prometheus_client import CollectorRegistry
 
+from service.config import Config
 from service.errors import BadRequestError, DeadlineError, InferenceError, UnavailableError
+from service.metrics import Metrics
 from service.observing.bursts import Bursts
 from service.observing.logs import RequestLog, configure_logs, tell_left_out
+from service.observing.observers import Observers
 from service.observing.redaction import HIDDEN, redact
 from tests.service.observing.outcomes import outcome
+from variants.catalog import Catalog
 
 NAMES = ("", "mipgate", "bentoml", "circus", "uvicorn.error")
 
@@ -260,3 +265,18 @@ def test_payloads_are_told_by_their_size(written: Written) -> None:
     assert line["values"] == "(128 items)"
     assert len(redact("a" * 10_000)) < 2100
     assert redact({"password": "x"}) == {"password": HIDDEN}
+
+
+# ---- together
+
+
+def test_what_is_switched_off_is_not_there(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    observers = Observers(Config(drift_share=0), "1", Catalog().card_file, Metrics(CollectorRegistry()))
+    assert observers.listeners == [observers.requests]
+    assert observers.around(nobody) is nobody
+
+
+async def nobody(*_: Any) -> None:
+    """An app."""
