@@ -46,6 +46,9 @@ class Executable(Protocol):
     def predict_ms(self, rows: int) -> float:
         """Predicted time of a batch, as this host runs now."""
 
+    def profiled_ms(self, rows: int) -> float:
+        """Time of a batch by the profile."""
+
     def cancel(self) -> None:
         """Ends the batch that runs, if any, without answers; from another thread."""
 

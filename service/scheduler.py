@@ -94,8 +94,8 @@ class Scheduler:
         return self._busy_until is None and not self._backlog.queues
 
     def is_inline(self, variant: Executable, rows: int) -> bool:
-        """Whether a batch of so many rows runs on the event loop."""
-        return variant.predict_ms(rows) <= self._limits.inline_ms
+        """Whether a batch of so many rows runs on the event loop: a busy host does not make it heavy."""
+        return variant.profiled_ms(rows) <= self._limits.inline_ms
 
     def wait_ms(self) -> float:
         """Predicted time until everything that waits or runs now is done."""

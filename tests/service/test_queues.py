@@ -28,6 +28,12 @@ class Timed:
         assert rows > 0
         return self.base_ms + self.ms_per_row * rows
 
+    def profiled_ms(self, rows: int) -> float:
+        return self.predict_ms(rows)
+
+    def cancel(self) -> None:
+        raise NotImplementedError
+
     def run(self, inputs: Any) -> list[Any]:
         raise NotImplementedError
 
