@@ -246,7 +246,7 @@ def _sentence(guard: Guard, state: State, interval: Interval, samples: int) -> s
     verdict = {
         State.PASSES: f"is surely {within}",
         State.FAILS: f"is surely {beyond}",
-        State.UNDECIDED: f"is not yet surely {within} or {beyond}",
+        State.UNDECIDED: "may lie on either side of",
     }[state]
     estimate, low, high, threshold = (
         _figure(guard, value) for value in (interval.estimate, interval.low, interval.high, guard.threshold)

@@ -6,12 +6,14 @@ from dataclasses import replace
 from math import sqrt
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.rollout.assignment import assign, position, shadow_draw
 from service.rollout.rollout import Arm, Kind, Outcome, Phase, Rollout
 from tests.service.rollout.rollouts import rollout
+
+a_few = settings(max_examples=100, deadline=None)
 
 KEYS = st.text(min_size=1, max_size=256)
 WEIGHTS = st.floats(0, 100)
@@ -26,12 +28,14 @@ def named(given_to: Arm | None) -> str:
     return given_to.name
 
 
+@a_few
 @given(KEYS, st.lists(WEIGHTS, min_size=2, max_size=8))
 def test_a_caller_moves_at_most_once_while_a_weight_grows(key: str, weights: list[float]) -> None:
     arms = [named(assign(at(weight), key, "balanced")) for weight in sorted(weights)]
     assert arms == sorted(arms, reverse=True)  # primary first, then candidate
 
 
+@a_few
 @given(KEYS, WEIGHTS)
 def test_an_abort_sends_all_back(key: str, weight: float) -> None:
     assert named(assign(at(0.0), key, "balanced")) == "primary"
@@ -39,6 +43,7 @@ def test_an_abort_sends_all_back(key: str, weight: float) -> None:
     assert assign(at(weight, phase=Phase.FINALISING), key, "balanced") is None
 
 
+@a_few
 @given(KEYS, WEIGHTS)
 def test_a_caller_stays_where_it_is(key: str, weight: float) -> None:
     assert assign(at(weight), key, "balanced") == assign(at(weight, version=9), key, "fast")
@@ -61,6 +66,7 @@ def test_another_rollout_chooses_other_callers() -> None:
     assert abs(same - 5_000) < 4.5 * 50
 
 
+@a_few
 @given(st.floats(0, 1, exclude_max=True), WEIGHTS)
 def test_a_request_without_a_key_takes_its_draw(draw: float, weight: float) -> None:
     arm = named(assign(at(weight), draw, "balanced"))
@@ -80,6 +86,7 @@ def test_other_tiers_take_no_part() -> None:
     assert named(assign(running, "caller", "fast")) == "candidate"
 
 
+@a_few
 @given(KEYS)
 def test_a_position_lies_within_0_and_1(key: str) -> None:
     assert 0 <= position(rollout(), key) < 1

@@ -6,18 +6,21 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from service.rollout.comparison import compare
 from service.rollout.evidence import UNBOUNDED, Comparisons
 
+a_few = settings(max_examples=50, deadline=None)
+
 SCORES = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], np.float32)
 FINITE = arrays(np.float32, (3, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32))
 ANY = arrays(np.float64, (3, 4), elements=st.floats())
 
 
+@a_few
 @given(FINITE)
 def test_an_answer_equals_itself(answer: np.ndarray) -> None:
     same = compare("accuracy", {"y": answer}, {"y": answer})
@@ -25,6 +28,7 @@ def test_an_answer_equals_itself(answer: np.ndarray) -> None:
     assert same.cosine == pytest.approx(1.0)
 
 
+@a_few
 @given(ANY, ANY)
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_any_answers_compare_to_figures_that_json_can_hold(ours: np.ndarray, theirs: np.ndarray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.rollout.evidence import (
@@ -33,7 +33,10 @@ EVIDENCE = st.builds(
     st.builds(Feedback, COUNTS, SUMS, SUMS, SUMS),
 )
 
+a_few = settings(max_examples=50, deadline=None)
 
+
+@a_few
 @given(EVIDENCE, EVIDENCE, EVIDENCE)
 def test_merging_neither_heeds_order_nor_grouping(a: ArmEvidence, b: ArmEvidence, c: ArmEvidence) -> None:
     assert a.merged(b) == b.merged(a)
@@ -42,11 +45,13 @@ def test_merging_neither_heeds_order_nor_grouping(a: ArmEvidence, b: ArmEvidence
     assert merge([{"x": a, "y": b}, {"x": c}]) == {"x": a.merged(c), "y": b}
 
 
+@a_few
 @given(EVIDENCE)
 def test_evidence_survives_json(evidence: ArmEvidence) -> None:
     assert ArmEvidence.from_json(json.loads(json.dumps(evidence.to_json()))) == evidence
 
 
+@a_few
 @given(st.floats(2e-6, 1000.0))
 def test_a_latency_lies_in_its_bucket(seconds: float) -> None:
     index = bucket(seconds)
@@ -54,11 +59,13 @@ def test_a_latency_lies_in_its_bucket(seconds: float) -> None:
     assert lower_edge_s(index) * (1 - slack) <= seconds <= lower_edge_s(index + 1) * (1 + slack)
 
 
+@a_few
 @given(st.sampled_from([-1.0, 0.0, 1e-9, 1e9]))
 def test_latencies_beyond_the_ends_are_kept_there(seconds: float) -> None:
     assert bucket(seconds) == (0 if seconds < 1 else 30 * BUCKETS_PER_OCTAVE - 1)
 
 
+@a_few
 @given(st.lists(st.floats(1e-5, 100.0), min_size=1, max_size=50), st.floats(0.01, 0.99))
 def test_a_quantile_is_right_to_a_bucket(latencies: list[float], share: float) -> None:
     tally = ArmTally()

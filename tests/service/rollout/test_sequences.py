@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.rollout.evidence import ArmEvidence, Comparisons, Histogram, bucket, lower_edge_s
@@ -24,6 +24,8 @@ from service.rollout.sequences import (
 )
 from tests.service.rollout.simulation import World, is_decided, play
 
+a_few = settings(max_examples=50, deadline=None)
+
 SHARES = st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 ALPHAS = st.sampled_from([0.001, 0.05, 0.3])
 
@@ -32,6 +34,7 @@ def ordered(interval: Interval, low: float = 0.0, high: float = math.inf) -> boo
     return low <= interval.low <= interval.estimate <= interval.high <= high
 
 
+@a_few
 @given(SHARES, ALPHAS, st.floats(0.001, 0.999))
 def test_a_share_lies_in_its_interval(seen: tuple[int, int], alpha: float, usual: float) -> None:
     interval = share_interval(*seen, alpha, usual)
@@ -39,6 +42,7 @@ def test_a_share_lies_in_its_interval(seen: tuple[int, int], alpha: float, usual
     assert interval.estimate == seen[0] / seen[1]
 
 
+@a_few
 @given(SHARES)
 def test_more_confidence_is_a_wider_interval(seen: tuple[int, int]) -> None:
     wide, narrow = share_interval(*seen, 0.001, 0.5), share_interval(*seen, 0.1, 0.5)
@@ -46,6 +50,7 @@ def test_more_confidence_is_a_wider_interval(seen: tuple[int, int]) -> None:
     assert narrow.high <= wide.high
 
 
+@a_few
 @given(SHARES, ALPHAS)
 def test_an_interval_mirrors_with_its_share(seen: tuple[int, int], alpha: float) -> None:
     hits, count = seen
@@ -65,6 +70,7 @@ def test_a_prior_at_the_threshold_decides_sooner_than_one_in_the_middle() -> Non
     assert share_interval(0, 5300, 0.05, 0.001).high < share_interval(0, 5300, 0.05, 0.5).high
 
 
+@a_few
 @given(SHARES, SHARES, ALPHAS)
 def test_differences_and_ratios_lie_in_their_intervals_and_agree(
     ours: tuple[int, int], theirs: tuple[int, int], alpha: float
@@ -87,11 +93,13 @@ HISTOGRAMS = st.dictionaries(st.integers(100, 500), st.integers(1, 1000), min_si
 )
 
 
+@a_few
 @given(HISTOGRAMS, st.floats(0.01, 0.99), ALPHAS)
 def test_a_quantile_lies_in_its_interval(latencies: Histogram, quantile: float, alpha: float) -> None:
     assert ordered(quantile_interval(latencies, quantile, alpha))
 
 
+@a_few
 @given(HISTOGRAMS, st.floats(0.1, 0.9), st.integers(0, 64))
 def test_the_ratio_of_shifted_latencies_is_the_shift(latencies: Histogram, quantile: float, by: int) -> None:
     shifted = Histogram({index + by: count for index, count in latencies.counts.items()})
@@ -111,6 +119,7 @@ def test_many_equal_latencies_leave_one_bucket() -> None:
     assert (interval.low, interval.high) == (lower_edge_s(bucket(0.005)), lower_edge_s(bucket(0.005) + 1))
 
 
+@a_few
 @given(st.integers(2, 10**6), st.floats(0.1, 10), st.floats(0.01, 5))
 def test_means_lie_in_their_intervals(count: int, mean: float, deviation: float) -> None:
     values = Moments(count, count * mean, count * (mean**2 + deviation**2))
@@ -127,6 +136,7 @@ def test_a_ratio_of_losses_needs_losses() -> None:
     assert mean_ratio_interval(Moments(100, 5.0, 1.0), nothing, 0.05).high == math.inf
 
 
+@a_few
 @given(SHARES, st.sampled_from(["agreement>=0.99,n=1", "agreement>=0.5@80%,n=1"]))
 def test_a_guard_is_decided_when_the_bets_against_its_threshold_are_won(
     seen: tuple[int, int], text: str
