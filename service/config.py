@@ -39,6 +39,10 @@ class Config(BaseSettings):
     max_queue_bytes: int = Field(
         256 * 1024**2, ge=1024, description="Input bytes that may wait for one variant."
     )
+    memory_budget_bytes: int = Field(
+        0, ge=0, description="Memory for the sessions of all variants of a worker; beyond it, those not used "
+        "for longest are closed and open again on their next request. 0 for no bound.",
+    )  # fmt: skip
     max_batch_rows: int = Field(32, ge=1, description="Most rows that requests are batched to.")
     inline_ms: float = Field(
         1.0, ge=0, description="Batches predicted to take less run on the event loop, others in the executor."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from service.breaker import Circuit
@@ -11,6 +11,7 @@ from service.errors import NotFoundError
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import Metrics
 from service.pace import DevicePace
+from service.residency import to_close
 from variants.assessment import Standing, assess, verify_artifacts
 from variants.card import Card
 from variants.catalog import Catalog
@@ -31,7 +32,15 @@ log = logging.getLogger("mipgate.fleet")
 class Fleet:
     """All models of one worker."""
 
-    def __init__(self, catalog: Catalog, host: Host, metrics: Metrics, max_batch_rows: int) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        host: Host,
+        metrics: Metrics,
+        max_batch_rows: int,
+        memory_budget_bytes: int = 0,
+    ) -> None:
+        self._memory_budget_bytes = memory_budget_bytes
         self._catalog = catalog
         self._host = host
         self._metrics = metrics
@@ -143,7 +152,7 @@ class Fleet:
         reason = standing.reason
         if standing.status in (Status.SERVING, Status.DOMINATED):
             try:
-                loaded = LoadedVariant(
+                loaded = self._kept(standing) or LoadedVariant(
                     standing, model.card.spec, self._metrics, self._max_batch_rows, self.pace
                 )
             except RuntimeUnavailableError as error:
@@ -170,8 +179,29 @@ class Fleet:
             model.refused |= dict.fromkeys(names, reason)
             return
         model.variants |= dict.fromkeys(names, loaded)
+        self.trim(lambda _: 0, [*model.variants.values()])
         if standing.routable:
             model.candidates.append(loaded.candidate)
+
+    def _kept(self, standing: Standing) -> LoadedVariant | None:
+        """The variant as it is loaded already, if a newer card says the same of it."""
+        before = self.models.get(standing.entry.id.model)
+        variant = None if before is None else before.variants.get(standing.entry.id.version)
+        if (
+            variant is None
+            or variant.profile != standing.profile
+            or variant.candidate.ratio != standing.ratio
+        ):
+            return None
+        return variant
+
+    def trim(self, depth: Callable[[str], int], more: Iterable[LoadedVariant] = ()) -> None:
+        """Closes what the memory budget has no room for; `depth` tells a queue by its variant."""
+        loaded = [variant for model in self.models.values() for variant in model.variants.values()]
+        for variant in to_close([*loaded, *more], self._memory_budget_bytes):
+            if not depth(variant.key):
+                log.info("%s is closed: it was not used for longest, and memory is short", variant.key)
+                variant.close()
 
     def _tell(self, standing: Standing, actual: Status | None) -> None:
         """Sets the gauges of the variant that a recipe's bare name means; no state for a retired one."""

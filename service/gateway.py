@@ -79,7 +79,7 @@ class GatewayService(bentoml.Service[Any]):
         worker = bentoml.server_context.worker_index or 1
         self.observers = Observers(settings, str(worker), catalog.card_file, metrics)
         host = this_host(settings.workers)
-        fleet = Fleet(catalog, host, metrics, settings.max_batch_rows)
+        fleet = Fleet(catalog, host, metrics, settings.max_batch_rows, settings.memory_budget_bytes)
         fleet.load_all()
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
         self.core = Inference(fleet, Scheduler(limits), Transforming(limits, metrics), metrics)
@@ -157,6 +157,7 @@ class Gateway:
         core = self.bento_service.core
         while True:
             try:
+                core.fleet.trim(core.scheduler.depth)
                 core.fleet.refresh_metrics(datetime.now(UTC), core.scheduler.depth)
                 await self.bento_service.observers.tick()
                 await self.bento_service.operation.tick()

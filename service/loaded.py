@@ -54,7 +54,6 @@ class LoadedVariant:
         self.key = str(self.id)
         self.version = self.id.version
         self.name = self.id.recipe
-        self.standing = standing
         self.profile: Profile = standing.profile
         self.max_batch_rows = max_batch_rows
         self.statistics = Statistics()
