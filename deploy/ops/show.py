@@ -116,6 +116,19 @@ def _print_boards(prometheus: Prometheus, model: str, span: str) -> None:
             ]
             table.add_row(panel.title, _told(panel, found))
         console.print(table)
+    console.print(f"A scrape took {_told_of_scrapes(prometheus, span)}.")
+
+
+def _told_of_scrapes(prometheus: Prometheus, span: str) -> str:
+    mean, most, samples = (
+        prometheus.ask(f'{function}({metric}{{job="mipgate"}}[{span}])')[0].value
+        for function, metric in (
+            ("avg_over_time", "scrape_duration_seconds"),
+            ("max_over_time", "scrape_duration_seconds"),
+            ("max_over_time", "scrape_samples_scraped"),
+        )
+    )
+    return f"{mean * 1e3:.0f} ms in the mean and {most * 1e3:.0f} ms at most, for {samples:.0f} series"
 
 
 def _told(panel: Panel, found: list[tuple[Query, Value]]) -> str:
