@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,16 @@ class Settings(BaseModel):
 Quality = Callable[[Sequence[Array], Sequence[Array], Array | None], float]
 
 
+# Makes an untrained student. It may take a `width`, with a default, which recipes and searches choose then.
+Student = Callable[..., nn.Module]
+
+
+def usual_width(student: Student) -> int | None:
+    """The width of a student that nobody chose; None where it cannot be chosen."""
+    width = inspect.signature(student).parameters.get("width")
+    return None if width is None else int(width.default)
+
+
 @dataclass(frozen=True)
 class PassContext:
     """What passes may use beside the model.
@@ -54,7 +65,7 @@ class PassContext:
         splits: The data. Passes read `train` and `calibration`, and `validation` to choose; never `test`.
         reference: The uncompressed model: the teacher of distillation, the judge of accuracy. None when
             the source is an ONNX file.
-        students: Factories of untrained students, by name.
+        students: Factories of untrained students, by name; one with a parameter `width` makes several.
         training: How this model is trained; fine-tuning starts from it.
         seed: Seeds everything random.
         report: Called with a phrase and a fraction 0..1 as work advances.
@@ -66,7 +77,7 @@ class PassContext:
 
     splits: Splits
     reference: TorchModel | None
-    students: Mapping[str, Callable[[], nn.Module]]
+    students: Mapping[str, Student]
     training: Training
     seed: int
     report: Report
@@ -154,13 +165,15 @@ class Pass(ABC, Generic[S, In, Out]):
     """One technique. Subclasses name themselves, their version and forms, and a `Settings` class.
 
     The pipeline calls `requires`, `run`, `ensures` in this order, and `holds` on the finished artifact.
-    The model given to `run` is never changed in place.
+    The model given to `run` is never changed in place. A pass that `only_stores` decides how the finished
+    graph lies on disk: answers stay what they are, and whatever wrote the graph anew after it would undo it.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     takes: ClassVar[Form]
     gives: ClassVar[Form]
+    only_stores: ClassVar[bool] = False
     settings_class: ClassVar[type[Settings]]
 
     def __init__(self, settings: S) -> None:

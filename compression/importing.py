@@ -25,6 +25,10 @@ OLDEST_OPSET = 13
 CONVERTED_OPSETS = (18, 17, 13)
 _IR_VERSION = 8  # the first with opset 15; initializers are no inputs since 4
 _LARGEST_FILE = 2**31 - 1  # bytes of a protobuf message
+_TOO_LARGE = (
+    ", which is all that a variant holds: it is one ONNX file. Add the model with float16 weights, or a "
+    "smaller one that was distilled from it."
+)
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
 _VENDOR = "com.microsoft"
 # Largest difference between two ways to compute the same that is rounding, as a share of the magnitude;
@@ -47,7 +51,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ImportRefusedError(f"there is no file {path}. Give the path of an ONNX file.")
     if path.stat().st_size > _LARGEST_FILE:
-        raise ImportRefusedError(f"{path.name} is larger than 2 GB. Keep its weights below that.")
+        raise ImportRefusedError(f"{path.name} is larger than 2 GB{_TOO_LARGE}")
     try:
         proto = onnx.load_model(path, load_external_data=False)
     except Exception as error:  # protobuf's errors are its own
@@ -167,7 +171,9 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> None:
     outside = [tensor for tensor in _tensors(proto) if external_data_helper.uses_external_data(tensor)]
     total = sum(_check_external(tensor, path.parent) for tensor in outside)
     if total > _LARGEST_FILE:
-        raise ImportRefusedError(f"{path.name} has more than 2 GB of weights. Keep them below that.")
+        raise ImportRefusedError(
+            f"{path.name} has {total / 1e9:.1f} GB of weights, more than 2 GB{_TOO_LARGE}"
+        )
     try:
         external_data_helper.load_external_data_for_model(proto, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:

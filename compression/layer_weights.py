@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from compression.model import OnnxModel
+from compression.nbits import with_plain_products
 from compression.signature import Array
 
 
@@ -45,7 +46,7 @@ _WEIGHTS: Mapping[str, tuple[int, int]] = {
 
 def layer_weights(model: OnnxModel) -> Iterator[LayerWeight]:
     """The weight of every operator that multiplies with constants, also of those that the graph computes."""
-    for node in ir.from_proto(model.proto).graph.all_nodes():
+    for node in ir.from_proto(with_plain_products(model).proto).graph.all_nodes():
         if node.op_type in _WEIGHTS:
             position, zero_position = _WEIGHTS[node.op_type]
             values = _constant(_input(node, position))

@@ -59,7 +59,8 @@ def check(recipe: Recipe, source: Form) -> None:
 
     Raises:
         RecipeRefusedError: A pass needs a module and the source is a graph.
-        RecipeError: A pass is unknown, its settings are wrong, or it needs a form that is gone.
+        RecipeError: A pass is unknown, its settings are wrong, it needs a form that is gone, or it undoes one
+            before it.
     """
     _check_order(recipe, _passes(recipe), source)
 
@@ -116,6 +117,11 @@ def _check_order(recipe: Recipe, passes: Sequence[AnyPass], source: Form) -> Non
             raise RecipeError(
                 f"recipe {recipe.name}: {each.name} takes a torch module, but after {_names(passes[:index])} "
                 "the model is an ONNX graph. Put passes on modules before passes on graphs."
+            )
+        if stored := [before.name for before in passes[:index] if before.only_stores]:
+            raise RecipeError(
+                f"recipe {recipe.name}: {each.name} writes the graph anew, which undoes {stored[0]}. Put "
+                f"{stored[0]} last, once."
             )
         form = each.gives
 

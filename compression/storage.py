@@ -78,6 +78,7 @@ class Huffman(Pass[HuffmanSettings, OnnxModel, OnnxModel]):
     version: ClassVar[int] = 1
     takes: ClassVar[Form] = Form.ONNX
     gives: ClassVar[Form] = Form.ONNX
+    only_stores: ClassVar[bool] = True
     settings_class: ClassVar[type[Settings]] = HuffmanSettings
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:

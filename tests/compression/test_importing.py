@@ -266,3 +266,16 @@ def test_repeated_rows_count_once_and_too_few_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["qdq", "qlinear", "dynamic"])
 def test_an_already_quantized_file_is_recognised(kind: str) -> None:
     assert count(taken(quantized(kind))).quantized_operators
+
+
+def test_more_weights_than_one_file_holds_are_refused_unread(tmp_path: Path) -> None:
+    proto = plain().proto
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    onnx.save_model(proto, tmp_path / "huge.onnx")
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(2_400_000_000)  # holes, which take no room
+    with pytest.raises(ImportRefusedError, match=r"2\.4 GB of weights, more than 2 GB.*float16 weights"):
+        read_graph(tmp_path / "huge.onnx")

@@ -9,6 +9,9 @@ from compression.inference import infer
 from compression.inspection import flops, heavy_operators, nonzero_parameters, parameters, weights_by_dtype
 from compression.int4 import Int4Settings, Int4Weights
 from compression.model import OnnxModel, TorchModel
+from compression.pipeline import compress
+from compression.recipe import Recipe, step
+from compression.sparsity import SemiStructuredPruning, SemiStructuredSettings
 from compression.training import Training, fit, seeded
 from tests.compression.small_digits import DIGITS, accuracy, silent
 
@@ -70,3 +73,19 @@ def test_doing_nothing_breaks_the_promise(wide: OnnxModel, context: PassContext)
         int4().ensures(wide, wide, context)
     with pytest.raises(BrokenPromiseError, match="0 of 3"):
         int4().holds({"products": 3}, wide)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_pattern_of_pruning_survives_four_bits(symmetric: bool, context: PassContext) -> None:
+    with seeded(0):
+        layers = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    recipe = Recipe(
+        name="both", steps=(step("prune-nm", epochs=0), step("int4-weights", symmetric=symmetric))
+    )
+    compressed = compress(recipe, TorchModel(layers, DIGITS), context)
+    assert compressed.facts[0]["facts"]["patterned"] == ["0", "2"]
+    sparse = SemiStructuredPruning(SemiStructuredSettings())
+    sparse.holds(compressed.facts[0]["facts"], compressed.artifact)
+    dense = compress(Recipe(name="dense", steps=recipe.steps[1:]), TorchModel(layers, DIGITS), context)
+    with pytest.raises(BrokenPromiseError, match="0 layers of the artifact have 2 of 4 weights"):
+        sparse.holds(compressed.facts[0]["facts"], dense.artifact)

@@ -11,8 +11,8 @@ from onnx import helper, numpy_helper
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.container import expand
 from compression.export import export
-from compression.model import OnnxModel, Storage, TorchModel
-from compression.pipeline import compress
+from compression.model import Form, OnnxModel, Storage, TorchModel
+from compression.pipeline import RecipeError, check, compress
 from compression.quantization import DynamicInt8, DynamicInt8Settings, StaticInt8, StaticInt8Settings
 from compression.recipe import Recipe, step
 from compression.storage import Huffman, HuffmanSettings, save, serialized, weight_spans
@@ -132,3 +132,10 @@ def test_deep_compression_makes_a_fifteenth_of_the_bytes_with_nearly_the_same_an
     _, clustered, coded = (entry["facts"] for entry in compressed.facts)
     assert max(layer["values"] for layer in clustered["layers"].values()) <= 16
     assert coded["bytes_after"] == after
+
+
+@pytest.mark.parametrize("later", ["huffman", "fp16", "int8-dynamic"])
+def test_a_step_after_packing_is_refused_before_anything_is_built(later: str) -> None:
+    with pytest.raises(RecipeError, match=f"{later} writes the graph anew, which undoes huffman"):
+        check(Recipe(name="undone", steps=(step("huffman"), step(later))), Form.ONNX)
+    check(Recipe(name="last", steps=(step("cluster"), step("huffman"))), Form.TORCH)
