@@ -12,7 +12,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    usual_width,
+)
 from compression.data import Split
 from compression.hints import Hinted, Pair, Watching, attention_loss, hint_loss, hinted, pairs_of
 from compression.inspection import parameters
@@ -42,6 +50,7 @@ class DistillationSettings(Settings):
     Attributes:
         student: One of the spec's students by name, trained from scratch; `current` teaches the model
             that came in, such as a pruned or quantized one, further.
+        width: Of a student that comes in several; None for its usual one.
         temperature: Softens teacher and student alike, so that the teacher's doubts are seen.
         alpha: Weight of the teacher; the labels weigh `1 - alpha`. Without labels only the teacher counts.
             0, without hints or attention, trains the same student on labels alone: the baseline that tells
@@ -55,6 +64,7 @@ class DistillationSettings(Settings):
     """
 
     student: str
+    width: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=4.0, gt=0.0)
     alpha: float = Field(default=0.7, ge=0.0, le=1.0)
     hint_weight: float = Field(default=0.0, ge=0.0)
@@ -222,6 +232,9 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
             raise PassRefusedError(
                 f'the spec has no student "{settings.student}". There are {known}; add one to students.'
             )
+        make = context.students.get(settings.student)
+        if settings.width and (make is None or usual_width(make) is None):
+            raise PassRefusedError(f'student "{settings.student}" comes in one width. Leave width out.')
         imitation_of(context.training)
         if not settings.taught and context.splits.train.labels is None:
             raise PassRefusedError(
@@ -308,8 +321,9 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     def _student(self, model: TorchModel, context: PassContext) -> TorchModel:
         if self.settings.student == CURRENT:
             return model
+        chosen = {"width": self.settings.width} if self.settings.width else {}
         with seeded(context.seed):
-            return TorchModel(context.students[self.settings.student](), model.signature)
+            return TorchModel(context.students[self.settings.student](**chosen), model.signature)
 
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
         """Checks that the student did not grow, changed, and agrees with its teacher more than by chance."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -12,50 +11,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from compression.signature import Array
+from variants.comparison import Baseline
 from variants.metrics import find_metric
-from variants.quality import Estimate, estimate
 
 _STRENGTHS = (1.0, 10.0, 100.0)  # inverse strengths of the regularization that validation chooses from
 _TIMED_TEXTS = 100
 
 # Texts with their labels `(rows,)`.
 Labelled = tuple[Sequence[str], Array]
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A fitted baseline's answers to the test rows.
-
-    Attributes:
-        name: What it is.
-        logits: Log-probabilities `(rows, classes)` for the rows of the test split, in its order.
-        labels: Those rows' labels.
-        latency_ms: Median time for one text, from text to classes.
-    """
-
-    name: str
-    logits: Array
-    labels: Array
-    latency_ms: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model and a baseline on the same test rows.
-
-    Attributes:
-        metric: What they are compared by.
-        baseline: The baseline's value of it.
-        model: The model's, with the paired bootstrap against the baseline.
-        accuracy: The same for the share of right answers, with McNemar's test.
-        sentence: Whether the model is worth its cost, in plain words.
-    """
-
-    metric: str
-    baseline: float
-    model: Estimate
-    accuracy: Estimate
-    sentence: str
 
 
 def fit_word_counts(train: Labelled, validation: Labelled, test: Labelled, metric: str) -> Baseline:
@@ -81,45 +44,6 @@ def fit_word_counts(train: Labelled, validation: Labelled, test: Labelled, metri
         labels=test[1],
         latency_ms=_latency_ms(fitted, test[0][:_TIMED_TEXTS]),
     )
-
-
-def compare(
-    baseline: Baseline, outputs: Mapping[str, Array], model: str, latency_ms: float, metric: str
-) -> Comparison:
-    """Holds a model's answers against a baseline's, row by row.
-
-    Args:
-        baseline: What is to be beaten.
-        outputs: The model's outputs for the same test rows, by name.
-        model: What the sentence calls it.
-        latency_ms: Its time for one row.
-        metric: Name of the metric that decides.
-    """
-    theirs = {"logits": baseline.logits}
-    judged = estimate(find_metric(metric), outputs, theirs, baseline.labels)
-    base = find_metric(metric).of(theirs, baseline.labels)
-    return Comparison(
-        metric=metric,
-        baseline=base,
-        model=judged,
-        accuracy=estimate(find_metric("accuracy"), outputs, theirs, baseline.labels),
-        sentence=_sentence(baseline, base, judged, model, latency_ms, metric),
-    )
-
-
-def _sentence(
-    baseline: Baseline, base: float, judged: Estimate, model: str, latency_ms: float, metric: str
-) -> str:
-    chance = "p unknown" if judged.p_value is None else f"p = {judged.p_value:.3f}"
-    figures = f"{metric} {judged.value:.4f} against {base:.4f} ({chance}, {judged.rows} test rows)"
-    cost = f"{latency_ms:.2f} ms per text against {baseline.latency_ms:.2f} ms"
-    if not judged.significant:
-        verdict = f"{model} is not worth its cost here: no significant difference from {baseline.name}"
-    elif judged.ratio > 1:
-        verdict = f"{model} is worth its cost where these points matter: better than {baseline.name}"
-    else:
-        verdict = f"{model} is not worth its cost: worse than {baseline.name}"
-    return f"{verdict}, {figures}, {cost}."
 
 
 def _fit(train: Labelled, strength: float) -> Pipeline:

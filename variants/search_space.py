@@ -5,13 +5,16 @@ Pure: a trial's suggestions in, a recipe out. What a model cannot have is not su
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 
+from compression.base import usual_width
 from compression.distillation import IMITATIONS
 from compression.recipe import Recipe, Step, step
+from compression.students import MULTIPLE
 from variants.spec import ModelSpec
 
 UNCHANGED = "unchanged"
@@ -29,10 +32,12 @@ class Space:
     Attributes:
         bodies: What shapes the network: nothing, pruning, factorization, or a student by name.
         epochs: Passes over the training split of each training that a recipe has.
+        widths: Usual widths of the students that come in several: half to twice as wide ones are tried.
     """
 
     bodies: tuple[str, ...]
     epochs: int
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Recipe:
         """The recipe that a trial's suggestions make."""
@@ -53,11 +58,18 @@ class Space:
         if body == FACTORIZED:
             ratio = trial.suggest_float("low-rank.ratio", 0.2, 0.8, step=0.1)
             return (step(FACTORIZED, ratio=ratio, epochs=0), self._taught("current", trial))
-        return (self._taught(body, trial),)
+        return (self._taught(body, trial, **self._width(trial, body)),)
 
-    def _taught(self, student: str, trial: optuna.Trial) -> Step:
+    def _width(self, trial: optuna.Trial, student: str) -> dict[str, int]:
+        if (usual := self.widths.get(student)) is None:
+            return {}
+        # In multiples of 8, as vector units like them.
+        low, high = max(MULTIPLE, usual // 2 // MULTIPLE * MULTIPLE), max(1, 2 * usual // MULTIPLE) * MULTIPLE
+        return {"width": trial.suggest_int(f"{student}.width", low, high, step=MULTIPLE)}
+
+    def _taught(self, student: str, trial: optuna.Trial, **width: int) -> Step:
         alpha = trial.suggest_float("distill.alpha", 0.5, 0.9, step=0.2)
-        return step("distill", student=student, alpha=alpha, epochs=self.epochs)
+        return step("distill", student=student, **width, alpha=alpha, epochs=self.epochs)
 
     def _finish(self, trial: optuna.Trial, finish: str) -> tuple[Step, ...]:
         if finish == "none":
@@ -73,7 +85,8 @@ def space_of(spec: ModelSpec, epochs: int) -> Space:
     """The space of a model: one that has no teacher for its kind keeps its shape."""
     teachable = spec.training.loss in IMITATIONS
     shapes = (PRUNED, FACTORIZED, *spec.students) if teachable else ()
-    return Space((UNCHANGED, *shapes), epochs)
+    widths = {name: usual for name, make in spec.students.items() if (usual := usual_width(make))}
+    return Space((UNCHANGED, *shapes), epochs, widths)
 
 
 def shortened(recipe: Recipe, share: float) -> Recipe:

@@ -10,18 +10,21 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx
 from torch import nn
 
 import variants.zoo
+from compression.base import Student
 from compression.data import Splits, divided
 from compression.model import OnnxModel, TorchModel
 from compression.recipe import Recipe, step
 from compression.signature import Signature
 from compression.training import Training, seeded
 from variants.catalog import KEPT_NAMES
+from variants.comparison import Baseline
 from variants.metrics import MetricError, check_metric
 from variants.registration import GRAPH_FILE, ROWS_FILE, Registration, find_registration
 from variants.samples import read_split
@@ -65,7 +68,8 @@ class ModelSpec:
         recipes: What to build; the one named `reference` has no steps.
         training: How the module is trained and fine-tuned.
         train_reference: Whether the factory's module is trained first.
-        students: Make untrained smaller modules for distillation, by name.
+        students: Make untrained smaller modules for distillation, by name. One that takes a `width`, with a
+            default, comes in the widths that recipes and searches choose.
         reference: Name of the recipe that all others are measured against.
         tiers: Levels of service.
         default_tier: The tier of a request that names none.
@@ -77,6 +81,7 @@ class ModelSpec:
         description: One line for people.
         transforms: What the gateway does before and after the model.
         files: Finds the files that the transforms read, by the name that they have in the catalog.
+        baseline: Fits a simpler model that this one has to beat; it answers the rows of the test split.
     """
 
     name: str
@@ -87,7 +92,7 @@ class ModelSpec:
     recipes: tuple[Recipe, ...]
     training: Training = field(default_factory=Training)
     train_reference: bool = True
-    students: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    students: Mapping[str, Student] = field(default_factory=dict)
     reference: str = "fp32"
     tiers: tuple[TierSpec, ...] = DEFAULT_TIERS
     default_tier: str = "balanced"
@@ -99,6 +104,7 @@ class ModelSpec:
     description: str = ""
     transforms: tuple[Transform, ...] = ()
     files: Mapping[str, Callable[[], Path]] = field(default_factory=dict)
+    baseline: Callable[[], Baseline] | None = None
 
     def __post_init__(self) -> None:
         names = [recipe.name for recipe in self.recipes]
@@ -144,12 +150,16 @@ class ModelSpec:
 
     def digest(self, recipe: Recipe) -> str:
         """Sha256 of what shapes a recipe's artifact beside data, weights and steps."""
-        named = {step.settings.get("student") for step in recipe.steps}
+        named = [(step.settings.get("student"), step.settings.get("width")) for step in recipe.steps]
         facts = {
             "signature": self.signature.to_json(),
             "training": self.training.chosen(),
             "architecture": self.architecture(self.factory),
-            "students": [self.architecture(make) for name, make in self.students.items() if name in named],
+            "students": [
+                self.architecture(partial(make, width=width) if width else make)
+                for name, make in self.students.items()
+                for width in dict.fromkeys(width for student, width in named if student == name)
+            ],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

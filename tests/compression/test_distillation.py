@@ -162,3 +162,13 @@ def test_the_same_student_without_a_teacher_is_a_baseline(
     bare = replace(context, splits=replace(context.splits, train=replace(context.splits.train, labels=None)))
     with pytest.raises(PassRefusedError, match="nothing to learn from but labels"):
         alone.requires(reference, bare)
+
+
+def test_a_width_needs_a_student_that_comes_in_several(reference: TorchModel, context: PassContext) -> None:
+    wide = Distillation(DistillationSettings(student="small", width=8))
+    with pytest.raises(PassRefusedError, match='"small" comes in one width'):
+        wide.requires(reference, context)
+    several = replace(context, students={"net": lambda width=8: digits_net((width, 16, 16), 16)})
+    for width, channels in ((None, 8), (4, 4)):
+        student = Distillation(DistillationSettings(student="net", width=width))._student(reference, several)
+        assert student.module[1].out_channels == channels  # type: ignore[index]

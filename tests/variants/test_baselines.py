@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from variants.baselines import Baseline, Labelled, compare, fit_word_counts
+from variants.baselines import Labelled, fit_word_counts
+from variants.comparison import Baseline, compare
 
 WORDS = (("see you at noon", "the kernel patch", "re: the meeting"), ("buy now", "free money", "act now"))
 
@@ -37,18 +38,19 @@ def test_it_learns_what_spam_says() -> None:
 
 
 def test_a_better_model_is_worth_its_cost(weak: Baseline) -> None:
-    found = compare(weak, {"logits": answers(weak.labels, 5)}, "the transformer", 12.0, "macro-f1")
+    found = compare(weak, {"logits": answers(weak.labels, 5)}, "macro-f1")
     assert found.model.value > found.baseline
     assert found.accuracy.p_value is not None
     assert found.accuracy.p_value < 0.001
-    assert found.sentence.startswith("the transformer is worth its cost where these points matter")
-    assert "0.9875 against 0.8500" in found.sentence
-    assert "12.00 ms per text against 0.50 ms" in found.sentence
+    sentence = found.sentence("the transformer", 12.0)
+    assert sentence.startswith("the transformer is worth its cost where these points matter")
+    assert "0.9875 against 0.8500" in sentence
+    assert "12.00 ms per row against 0.50 ms" in sentence
 
 
 def test_a_difference_by_chance_or_for_the_worse_is_not(weak: Baseline) -> None:
-    same = compare(weak, {"logits": answers(weak.labels, 59)}, "it", 12.0, "macro-f1")
-    assert "not worth its cost here: no significant difference from counting" in same.sentence
+    same = compare(weak, {"logits": answers(weak.labels, 59)}, "macro-f1")
+    assert "not worth its cost here: no significant difference from counting" in same.sentence("it", 12.0)
     good = replace(weak, logits=answers(weak.labels, 5))
-    worse = compare(good, {"logits": answers(weak.labels, 60)}, "it", 12.0, "macro-f1")
-    assert "not worth its cost: worse than counting" in worse.sentence
+    worse = compare(good, {"logits": answers(weak.labels, 60)}, "macro-f1")
+    assert "not worth its cost: worse than counting" in worse.sentence("it", 12.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -9,6 +10,7 @@ import pytest
 
 from compression.model import Form
 from compression.pipeline import check
+from compression.recipe import Recipe, step
 from tests.variants.tiny_specs import TINY
 from variants.build import BuildError
 from variants.catalog import Catalog
@@ -29,6 +31,7 @@ def fixed(body: str, finish: str = "none") -> optuna.trial.FixedTrial:
         "prune.importance": "l2",
         "low-rank.ratio": 0.5,
         "distill.alpha": 0.7,
+        "narrow.width": 24,
         "calibration": "minmax",
     }
     return optuna.trial.FixedTrial(suggested)
@@ -39,6 +42,28 @@ def fixed(body: str, finish: str = "none") -> optuna.trial.FixedTrial:
 def test_every_recipe_of_the_space_can_be_ordered(body: str, finish: str) -> None:
     recipe = space_of(TINY, epochs=4).suggest(fixed(body, finish), "trial-0")  # type: ignore[arg-type]
     check(recipe, Form.TORCH)
+
+
+def test_a_student_that_comes_in_widths_is_tried_in_them() -> None:
+    space = space_of(TINY, epochs=4)
+    assert space.widths == {"narrow": 32}
+    trial = fixed("narrow")
+    (taught,) = space.suggest(trial, "trial-0").steps  # type: ignore[arg-type]
+    assert taught.settings["width"] == 24
+    assert vars(trial.distributions["narrow.width"]) | {"log": False} == {
+        "low": 16, "high": 64, "step": 8, "log": False
+    }  # fmt: skip
+    assert "width" not in Space(("narrow",), 4).suggest(fixed("narrow"), "trial-0").steps[0].settings  # type: ignore[arg-type]
+
+
+def test_a_width_makes_another_build_and_its_absence_the_same_as_ever() -> None:
+    usual, wide = (
+        Recipe(name="taught", steps=(step("distill", student="narrow", **width),))
+        for width in ({}, {"width": 64})
+    )
+    assert TINY.digest(usual) != TINY.digest(wide)
+    fixed_width = replace(TINY, students={"narrow": lambda: TINY.students["narrow"]()})
+    assert fixed_width.digest(usual) == TINY.digest(usual)
 
 
 def test_a_short_trial_has_a_share_of_the_epochs_and_at_least_one() -> None:

@@ -23,8 +23,8 @@ def _teacher() -> nn.Module:
     return _net(256)
 
 
-def _student() -> nn.Module:
-    return _net(32)
+def _student(width: int = 32) -> nn.Module:
+    return _net(width)
 
 
 def _split(generator: np.random.Generator, rows: int) -> Split:

