@@ -42,9 +42,9 @@ ops: install  ## Start gateway, Prometheus and a little load here, print what ev
 	$(BIN)/python -m deploy.ops.show --prometheus \
 		"$$($(BIN)/python -c 'from tests.debian import program; print(program("prometheus", "usr/bin/prometheus"))')"
 
-bench: install  ## Measure the data plane beside other ways to serve the same file.
+bench: install  ## Measure Mipgate beside other servers: small and real model, overload (docs/benchmarks.md).
 	$(BIN)/mipgate build digits --quiet
-	$(BIN)/python -m loadtests.bench --out out/bench.json
+	$(BIN)/python -m loadtests.bench --out out/bench.json --markdown out/bench.md
 
 clean:  ## Remove what the targets made here; the model store stays.
 	rm -rf .venv out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,1 +1,1 @@
-"""The data plane's own speed on a small model, side by side with plain BentoML and bare uvicorn."""
+"""Mipgate beside other servers: cost per request, a real model, overload. docs/benchmarks.md says how."""

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peers = chosen(options.peers.split(",") if options.peers else None)
     except ValueError as error:
         parser.error(str(error))
+    if unknown := set(options.parts) - set(_PARTS):
+        parser.error(f"no part is called {', '.join(sorted(unknown))}. There are {', '.join(_PARTS)}.")
     settings = Settings(
         rounds=1 if options.quick else options.rounds,
         seconds=1 if options.quick else options.seconds,
@@ -101,10 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.bench", description="Measure Mipgate beside other servers."
     )
-    parser.add_argument("parts", nargs="*", choices=[*_PARTS, []], help="what to measure (everything)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(_PARTS)} (everything)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (3; fewer give no verdict)")
     parser.add_argument("--seconds", type=int, default=5, help="length of each closed loop (5)")
-    parser.add_argument("--peers", help="who stands beside the gateway, by comma (everyone)")
+    parser.add_argument("--peers", help="who stands beside the gateway: triton,mosec (everyone)")
     parser.add_argument("--model", help="the real model (cifar10, else a random ResNet-50)")
     parser.add_argument("--rows", type=int, default=1000, help="rows that every server must answer (1000)")
     parser.add_argument(

@@ -242,13 +242,14 @@ _MAKERS: dict[str, Callable[[Artifact, Path, Callable[[str], None]], Peer]] = {
 
 
 def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The peers of these names, in the order of the tables; all of them for None.
+    """The peers of these short names, in the order of the tables; all of them for None.
 
     Raises:
         ValueError: There is none of a name.
     """
+    short = {name.partition(",")[0]: name for name in PEERS}
     if names is None:
         return PEERS
-    if unknown := sorted(set(names) - set(PEERS)):
-        raise ValueError(f"no peer is called {', '.join(unknown)}. There are {'; '.join(PEERS)}.")
-    return tuple(name for name in PEERS if name in names)
+    if unknown := sorted(set(names) - set(short)):
+        raise ValueError(f"no peer is called {', '.join(unknown)}. There are {', '.join(short)}.")
+    return tuple(short[name] for name in short if name in names)

@@ -1,4 +1,4 @@
-"""The arithmetic of the bench, on recorded rounds and on ones made to fail it."""
+"""The arithmetic of the bench, on a small record with holes and figures on both sides of what is required."""
 
 import copy
 import json
