@@ -20,7 +20,7 @@ from loadtests.bench.checking import check
 from loadtests.bench.open_loop import ANSWERS, EVENTS, PLAN
 from loadtests.bench.processes import Peer, Server
 from loadtests.bench.requests import Array, Request, Wire, v2_binary
-from loadtests.bench.servers import GATEWAY, gateway
+from loadtests.bench.servers import GATEWAY, gateway, with_key
 from loadtests.bench.small import pinned
 from loadtests.bench.stage import Contender, Settings, Stage, turned
 from loadtests.bench.subject import Subject, best_row_ms
@@ -103,13 +103,13 @@ def _wire(policy: str, each: Ask, subject: Subject, fastest: str) -> Wire:
     if policy == GATEWAY and each.allows_degrade:
         parameters["allow_degrade"] = True
     versions = {FP32: f"/versions/{subject.reference}", FASTEST: f"/versions/{fastest}"}
-    return v2_binary(f"/v2/models/{subject.model}{versions.get(policy, '')}/infer", parameters)
+    return v2_binary(f"/v2/models/{subject.model}{versions.get(policy, '')}/infer", with_key(parameters))
 
 
 def _capacity(settings: Settings, subject: Subject, server: Server) -> float:
     """Requests per second of FP32 when there is always another waiting."""
     path = f"/v2/models/{subject.model}/versions/{subject.reference}/infer"
-    wire = v2_binary(path, {"max_latency_ms": 60_000})
+    wire = v2_binary(path, with_key({"max_latency_ms": 60_000}))
     contender = Contender(server, wire.requests(subject.some(settings.rows)))
     runs = [contender.run(_CAPACITY_CONNECTIONS, settings.seconds) for _ in range(_CAPACITY_RUNS)]
     return median(run.requests_per_s for run in runs if run is not None)

@@ -9,7 +9,7 @@ from loadtests.bench.arithmetic import Sample
 from loadtests.bench.checking import Checked, check
 from loadtests.bench.processes import Peer, Server
 from loadtests.bench.requests import Array, Request, Wire, v2_binary
-from loadtests.bench.servers import ECHO, GATEWAY, gateway, peer
+from loadtests.bench.servers import ECHO, GATEWAY, gateway, peer, with_key
 from loadtests.bench.small import pinned
 from loadtests.bench.stage import Contender, Settings, Stage, round_of
 from loadtests.bench.subject import Subject, direct
@@ -97,7 +97,7 @@ def _add_gateway(
         return
     path = f"/v2/models/{subject.model}/infer"
     for tier in subject.tiers:
-        wire = v2_binary(path, {"tier": tier, **_UNHURRIED})
+        wire = v2_binary(path, with_key({"tier": tier, **_UNHURRIED}))
         _add(settings, subject, stage, tier_name(tier), server, wire, None, contenders, answered)
     for variant in files:
         expected = direct(subject.artifact(variant)).run(subject.rows(settings.rows))

@@ -59,14 +59,30 @@ class Wire:
         return self.write(self.path, samples)
 
 
-def v2_json(path: str, parameters: Mapping[str, str | int] | None = None, *, echo: bool = False) -> Wire:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What requests of the protocol say beside their tensors.
+
+    Attributes:
+        parameters: Of the body, such as a tier.
+        headers: Such as a key.
+    """
+
+    parameters: Mapping[str, str | int] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING = Told()
+
+
+def v2_json(path: str, told: Told = NOTHING, *, echo: bool = False) -> Wire:
     """The Open Inference Protocol in JSON."""
-    return Wire(path, _v2(parameters or {}, binary=False), None if echo else _read_v2)
+    return Wire(path, _v2(told, binary=False), None if echo else _read_v2)
 
 
-def v2_binary(path: str, parameters: Mapping[str, str | int] | None = None, *, echo: bool = False) -> Wire:
+def v2_binary(path: str, told: Told = NOTHING, *, echo: bool = False) -> Wire:
     """The same with binary tensors."""
-    return Wire(path, _v2(parameters or {}, binary=True), None if echo else _read_v2)
+    return Wire(path, _v2(told, binary=True), None if echo else _read_v2)
 
 
 def plain_json(path: str, output: Callable[[Any], Any]) -> Wire:
@@ -78,7 +94,7 @@ def plain_json(path: str, output: Callable[[Any], Any]) -> Wire:
     """
     return Wire(
         path,
-        _v2({}, binary=False),
+        _v2(NOTHING, binary=False),
         lambda body, _: np.asarray(output(orjson.loads(body)), np.float32).reshape(-1),
     )
 
@@ -113,10 +129,10 @@ def _first(samples: Samples) -> Array:
     return np.ascontiguousarray(next(iter(samples.inputs.values())))
 
 
-def _v2(parameters: Mapping[str, str | int], *, binary: bool) -> Callable[[str, Samples], list[Request]]:
+def _v2(told: Told, *, binary: bool) -> Callable[[str, Samples], list[Request]]:
     def write(path: str, samples: Samples) -> list[Request]:
-        bodies = samples.bodies(parameters, binary=binary)
-        return [Request(path, body.payload, body.headers) for body in bodies]
+        bodies = samples.bodies(told.parameters, binary=binary)
+        return [Request(path, body.payload, {**body.headers, **told.headers}) for body in bodies]
 
     return write
 

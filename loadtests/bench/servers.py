@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ import orjson
 
 from loadtests.bench.environments import environment, packages, python
 from loadtests.bench.processes import Peer
-from loadtests.bench.requests import plain_json, raw_bytes, rows_json, v2_binary, v2_json
+from loadtests.bench.requests import Told, plain_json, raw_bytes, rows_json, v2_binary, v2_json
 
 GATEWAY, ECHO, PLAIN, BATCHABLE = "mipgate", "bare uvicorn", "plain bentoml", "bentoml batchable"
 MOSEC, LITSERVE, MLSERVER, TRITON = "mosec", "litserve", "mlserver", "triton, python backend"
 MODEL_PEERS = (PLAIN, BATCHABLE, MOSEC, LITSERVE, MLSERVER, TRITON)
 PEERS = (ECHO, *MODEL_PEERS)
 MAX_BATCH = 32
+
+_KEY = secrets.token_urlsafe(32)  # of the gateways that this process starts
+KEY_HEADERS = {"Authorization": f"Bearer {_KEY}"}
 
 _ROOT = Path(__file__).parents[2]
 _MODULES = "loadtests.bench.peers"
@@ -79,15 +83,23 @@ def gateway(folder: Path, model: str) -> Peer:
         "BENTOML_DO_NOT_TRACK": "1",
         "MIPGATE_HOME": str(folder / "mipgate"),
         "MIPGATE_WORKERS": "1",
+        "MIPGATE_ADMIN_KEY": _KEY,
+        "MIPGATE_REQUIRE_KEYS": "always",
     }
     path = f"/v2/models/{model}/infer"
+    told = with_key({})
     return Peer(
         GATEWAY,
         (bentoml, "serve", "service.gateway:Gateway", *address),
-        {"json": v2_json(path), "binary": v2_binary(path)},
+        {"json": v2_json(path, told), "binary": v2_binary(path, told)},
         variables,
         {},
     )
+
+
+def with_key(parameters: Mapping[str, str | int]) -> Told:
+    """What requests to the gateway say: with a key, since everything is on."""
+    return Told(parameters, KEY_HEADERS)
 
 
 def peer(name: str, artifact: Artifact, folder: Path, progress: Callable[[str], None]) -> Peer:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from loadtests.bench.arithmetic import Sample
@@ -14,7 +14,7 @@ from loadtests.bench.idle import added_latency
 from loadtests.bench.processes import Peer, Server, ask
 from loadtests.bench.requests import Request, Wire, v2_binary, v2_json
 from loadtests.bench.rollout import RolloutError, ab_rollout
-from loadtests.bench.servers import ECHO, GATEWAY, gateway, peer
+from loadtests.bench.servers import ECHO, GATEWAY, KEY_HEADERS, gateway, peer, with_key
 from loadtests.bench.stage import Contender, Settings, Stage, round_of
 from loadtests.bench.subject import Subject, best_row_ms, direct
 
@@ -103,11 +103,12 @@ def _start_gateway(stage: Stage, subject: Subject) -> Server | None:
 
 
 def pinned(
-    subject: Subject, variant: str, parameters: Mapping[str, str | int] | None = None
+    subject: Subject, variant: str, parameters: Mapping[str, str | int] = MappingProxyType({})
 ) -> dict[str, Wire]:
     """How one variant of the gateway is asked."""
     path = f"/v2/models/{subject.model}/versions/{variant}/infer"
-    return {"json": v2_json(path, parameters), "binary": v2_binary(path, parameters)}
+    told = with_key(parameters)
+    return {"json": v2_json(path, told), "binary": v2_binary(path, told)}
 
 
 def _wires(subject: Subject, server: Server) -> dict[str, Wire]:
@@ -149,12 +150,10 @@ def _rollout(
     """Routed requests without and with an A/B rollout; the order changes with each round."""
     run = partial(routed.run, 16, settings.seconds)
     before = run() if number % 2 == 0 else None
-    key = os.environ.get("MIPGATE_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     during: Sample | None = None
     with routed.server.awake():
         try:
-            with ab_rollout(routed.server, subject.model, _near(subject), headers):
+            with ab_rollout(routed.server, subject.model, _near(subject), KEY_HEADERS):
                 if _ARM_HEADER not in ask(routed.server.port, routed.requests[0])[2]:
                     raise RolloutError("no answer names an arm while the rollout runs")
                 during = run()
