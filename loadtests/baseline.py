@@ -41,13 +41,12 @@ class BaselineError(Exception):
     """The earlier run is none, or of another model."""
 
 
-def compare_runs(now: Report, before: Mapping[str, Any], rows_alike: bool = True) -> Baseline:
+def compare_runs(now: Report, before: Mapping[str, Any]) -> Baseline:
     """Compares each target that both runs loaded.
 
     Args:
         now: This run.
         before: The earlier run's `report.json`.
-        rows_alike: Whether both sent rows of the same samples.
 
     Raises:
         BaselineError: The earlier run is none, or of another model.
@@ -63,8 +62,7 @@ def compare_runs(now: Report, before: Mapping[str, Any], rows_alike: bool = True
         same = target["digest"] is not None and target["digest"] == old["digest"]
         paired &= same
         changes += _changes(target, old, same)
-        if rows_alike:
-            changes += _accuracy(target, old)
+        changes += _accuracy(target, old)
     _judge(changes, bool(unlike))
     return {
         "taken": before["taken"],

@@ -47,7 +47,6 @@ from loadtests.targets import MIX, GatewayError, Offer, Target, offer
 from loadtests.terms import check_scopes
 from loadtests.traffic import load_in_turn
 
-FILES = ("report.html", "report.md", "report.png", "report.csv", "report.json")
 _LOADGEN_FOLDER = "loadgen"
 _LOADGEN_RESULT = "result.json"
 
@@ -126,6 +125,8 @@ def _open_loop(
 ) -> tuple[dict[str, Any], list[Measurement]]:
     """The settings for the report, and the measurements: passes over the test split, then the loads."""
     traffic = traffic_of(options)
+    if traffic.trace and traffic.trace[1].skipped:
+        _tell(f"{traffic.trace[1].skipped} arrivals of other models are left out")
     tiers = [t for t in choose_targets(offered, document, None)[0] if t.kind == "tier"]
     tallies = measure_passes(settings, passes, samples, _tell)
     measured = [Measurement(target, tallies.get(target, Tally()), None) for target in targets]
