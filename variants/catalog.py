@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from compression.container import PACKED_SUFFIX
 from variants import document
@@ -234,25 +234,57 @@ class Catalog:
             )
         self._store.delete(variant.tag)
 
-    def collect(self, keep_cards: int = 3) -> list[str]:
+    def forget(self, variant: VariantId) -> None:
+        """Deletes an artifact with its entry and its profiles.
+
+        Raises:
+            CatalogError: A Bento refers to it.
+        """
+        with self.lock(variant.model):
+            self.remove(variant)
+            self.change(variant.model, lambda card: card.without(variant))
+
+    def retired(self) -> list[StoredVariant]:
+        """Artifacts of retired builds that no Bento packs and no other build is measured against."""
+        packed = {tag for tags in bento_references().values() for tag in tags}
+        found = []
+        for model in self.models():
+            card = self.card(model)
+            reference = card.find(card.spec.reference).id if card.entries else None
+            for entry in card.entries:
+                may_go = entry.life is Life.RETIRED and entry.id != reference and entry.id.tag not in packed
+                if may_go and (stored := self.find(entry.id)) is not None:
+                    found.append(stored)
+        return found
+
+    def collect(self, keep_cards: int = 3, dry_run: bool = False) -> tuple[dict[str, int], list[str]]:
         """Deletes what nothing refers to: old cards, and artifacts that no card or Bento names.
 
         Returns:
-            The tags that were deleted.
+            The tags that were deleted, or would be, with the bytes that each had for itself; and the models
+            that were left alone, as they are being built.
         """
         packed = {tag for tags in bento_references().values() for tag in tags}
-        deleted = []
+        deleted: dict[str, int] = {}
+        busy = []
         for model in self.models():
-            with self.build_lock(model), self.lock(model):
-                intact, _ = self._newest_intact_card(model)
-                cards = self._card_tags(model)
-                kept = {intact, *cards[-keep_cards:]} | packed
-                doomed = {tag for tag in cards if tag not in kept}
-                doomed |= self._unnamed(model, kept & set(cards)) - packed
-                for tag in sorted(doomed):
-                    self._store.delete(tag)
-                    deleted.append(tag)
-        return deleted
+            try:
+                with self.build_lock(model).acquire(timeout=0), self.lock(model):
+                    for tag in self._unreferenced(model, packed, keep_cards):
+                        deleted[tag] = self._store.own_bytes(tag)
+                        if not dry_run:
+                            self._store.delete(tag)
+            except Timeout:
+                busy.append(model)
+        return deleted, busy
+
+    def _unreferenced(self, model: str, packed: set[str], keep_cards: int) -> list[str]:
+        intact, _ = self._newest_intact_card(model)
+        cards = self._card_tags(model)
+        kept = {intact, *cards[-keep_cards:]} | packed
+        return sorted(
+            {tag for tag in cards if tag not in kept} | self._unnamed(model, kept & set(cards)) - packed
+        )
 
     # Cards
 

@@ -92,6 +92,11 @@ class Store:
             if self.folder(tag).exists():
                 raise
 
+    def own_bytes(self, tag: str) -> int:
+        """Bytes that deleting an entry frees: files that it shares with others stay."""
+        files = (path.stat() for path in self.folder(tag).rglob("*") if path.is_file())
+        return sum(stat.st_size for stat in files if stat.st_nlink == 1)
+
     def verify(self, tag: str) -> None:
         """Compares every file with the digest that was published.
 
@@ -141,6 +146,18 @@ class Store:
 def bento_references() -> dict[str, set[str]]:
     """Tags of the store's entries that each Bento refers to."""
     return {str(bento.tag): {str(m.tag) for m in bento.info.all_models} for bento in bentoml.bentos.list()}
+
+
+def bytes_of(*paths: Path) -> int:
+    """Bytes of files, and of all files below folders; what has several names counts once."""
+    found = {}
+    for path in paths:
+        for each in (path, *path.rglob("*")):
+            with suppress(FileNotFoundError):  # others delete too
+                if each.is_file() and not each.is_symlink():
+                    stat = each.stat()
+                    found[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(found.values())
 
 
 def sha256(path: Path) -> str:

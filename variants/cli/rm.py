@@ -25,7 +25,5 @@ def command(name: str, force: bool) -> None:
         raise click.ClickException(f"{variant} is the reference of the others. Delete those first.")
     if entry.life is Life.RELEASED and not force:
         raise click.ClickException(f"{variant} is released. Run `mipgate retire {name}`, or add --force.")
-    with catalog.lock(variant.model):
-        catalog.remove(variant)
-        catalog.change(variant.model, lambda current: current.without(variant))
+    catalog.forget(variant)
     click.echo(f"{variant} is deleted.")
