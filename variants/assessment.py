@@ -15,6 +15,7 @@ from variants import document
 from variants.card import Card, Entry, HostProfiles
 from variants.catalog import Catalog, StoredVariant
 from variants.details import (
+    against_baseline,
     changed_classes,
     compression_ratios,
     describe_cost,
@@ -129,6 +130,7 @@ def tier_choice(standings: Iterable[Standing], floor: float) -> Standing | None:
 def describe(card: Card, standings: list[Standing], host: Host) -> dict[str, Any]:
     """The document of `mipgate show MODEL --json`."""
     tiers = {}
+    reference = find_reference(card, standings)
     for tier in card.spec.tiers:
         choice = tier_choice(standings, tier.min_quality_ratio)
         tiers[tier.name] = {
@@ -142,9 +144,9 @@ def describe(card: Card, standings: list[Standing], host: Host) -> dict[str, Any
         "reference": card.spec.reference,
         "host": document.to_json(host),
         "tiers": tiers,
+        "baseline": _describe_baseline(card, reference),
         "variants": [
-            _describe_variant(standing, find_reference(card, standings), card.hosts.get(host.fingerprint))
-            for standing in standings
+            _describe_variant(standing, reference, card.hosts.get(host.fingerprint)) for standing in standings
         ],
     }
 
@@ -187,6 +189,14 @@ def _stand_among(
         parts = [name for name, won in (("latency", is_faster), ("size", is_smaller)) if won]
         gain = "+".join(parts) or "none"
     return Standing(standing.entry, stored, status, reason, profile, standing.profiles, gain)
+
+
+def _describe_baseline(card: Card, reference: Standing | None) -> dict[str, Any] | None:
+    if card.spec.comparison is None:
+        return None
+    sentence = against_baseline(card.spec, reference.profile if reference else None)
+    described: dict[str, Any] = document.to_json(card.spec.comparison)
+    return described | {"sentence": sentence}
 
 
 def _describe_variant(

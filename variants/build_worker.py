@@ -28,15 +28,17 @@ from variants.catalog import GOLDEN_FILE, MODEL_FILE, SAMPLES_FILE, VALIDATION_F
 from variants.home import subfolder
 from variants.host import installed_version, this_host
 from variants.metrics import find_metric
+from variants.misspelling import misspelled
 from variants.parity import ParityError, verify
 from variants.profiling import predict
 from variants.quality import quality_ratio
-from variants.reference import reference_model, reference_training
+from variants.reference import beside_baseline, reference_model, reference_training
 from variants.runtime import open_session, reference_runtime
 from variants.samples import write_golden, write_split
 from variants.scoring import Finished, reference_graph, score
 from variants.spec import ModelSpec, load_spec
-from variants.transforms import open_transforms
+from variants.text import Tokenize
+from variants.transforms import Transforms, open_transforms
 from variants.variant import Lineage
 from variants.worker import report_to_parent
 
@@ -56,9 +58,10 @@ def prepare(job: Job) -> Prepared:
     versions = {recipe.name: pass_versions(recipe) for recipe in wanted}
     splits = spec.splits()
     write_split(job.folder / SAMPLES_FILE, splits.test)
-    write_split(job.folder / VALIDATION_FILE, splits.validation)
     write_split(job.folder / CALIBRATION_FILE, splits.calibration)
-    _gather_files(spec, job.folder)
+    before = _gather_files(spec, job.folder).before
+    disturbed = misspelled(splits.validation, before) if isinstance(before, Tokenize) else ()
+    write_split(job.folder / VALIDATION_FILE, splits.validation, disturbed)
     reference = reference_model(spec, splits, report_to_parent)
     source = reference.weights_digest()
     plans = [
@@ -69,15 +72,16 @@ def prepare(job: Job) -> Prepared:
         )
         for recipe in wanted
     ]
-    return Prepared(spec.serving_spec(), plans)
+    serving = replace(spec.serving_spec(), comparison=beside_baseline(spec, splits, reference))
+    return Prepared(serving, plans)
 
 
-def _gather_files(spec: ModelSpec, folder: Path) -> None:
+def _gather_files(spec: ModelSpec, folder: Path) -> Transforms:
     """Copies what the transforms read, and opens them once: a gateway must not be the first to fail."""
     files = {name: folder / name for name in spec.files}
     for name, path in files.items():
         shutil.copyfile(spec.files[name](), path)
-    open_transforms(spec.transforms, spec.signature, files)
+    return open_transforms(spec.transforms, spec.signature, files)
 
 
 def build_variant(job: Job, recipe_name: str) -> Outcome:
@@ -107,7 +111,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
             reference_runtime(this_host()),
             spec.signature,
             splits.calibration.take(slice(0, _PARITY_ROWS)),
-            _exported(recipe, compressed),
+            exported(recipe, compressed),
         )
     except PassRefusedError as error:
         return Outcome(skipped=str(error))
@@ -164,9 +168,10 @@ def _plan(spec: ModelSpec, splits: Splits, source: str, recipe: Recipe, passes: 
     return Planned(recipe.name, recipe.canonical(), lineage, build_key(lineage))
 
 
-def _exported(recipe: Recipe, compressed: Compressed) -> TorchModel | None:
+def exported(recipe: Recipe, compressed: Compressed) -> TorchModel | None:
     """The module that the artifact must equal: none when a pass changed the graph after the export."""
-    touched = any(PASSES[step.pass_name].gives is Form.ONNX for step in recipe.steps)
+    passes = [PASSES[step.pass_name] for step in recipe.steps]
+    touched = any(each.gives is Form.ONNX and not each.only_stores for each in passes)
     return None if touched else compressed.torch_model
 
 

@@ -11,6 +11,7 @@ from variants.confusion import ClassChange, class_changes
 from variants.profile import Profile, Quality
 from variants.quality import Estimate
 from variants.scorecard import Scorecard
+from variants.serving_spec import ServingSpec
 
 
 def describe_profile(profile: Profile) -> dict[str, Any]:
@@ -64,6 +65,13 @@ def describe_cost(card: Scorecard) -> dict[str, Any]:
         "peak_memory_bytes": card.peak_memory_bytes,
         "seconds": asdict(card.seconds) if card.seconds else None,
     }
+
+
+def against_baseline(spec: ServingSpec, reference: Profile | None) -> str | None:
+    """Whether the reference is worth its cost beside the spec's baseline, in words; None without either."""
+    if spec.comparison is None or reference is None:
+        return None
+    return spec.comparison.sentence(f"{spec.model}'s {spec.reference}", reference.predict_ms(1))
 
 
 def compression_ratios(card: Scorecard, reference: Scorecard) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,12 @@ from variants.confusion import Cells, confusion
 from variants.metrics import Metric, find_metric
 from variants.profile import Quality
 from variants.quality import agreement, estimate, judged_by, max_abs_error, truth
-from variants.robustness import Robustness, disturb, perturbations, spread_rows
+from variants.robustness import DISTURBED_ROWS, Disturbed, Robustness, disturbed_pictures, spread_rows
 from variants.samples import read_golden, write_golden
 
 Answers = dict[str, Array]
 Predict = Callable[[Split], Answers]
 
-_DISTURBED_ROWS = 128
 _VALIDATION, _TEST = "validation", "test"
 
 
@@ -48,7 +47,12 @@ class ReferenceAnswers:
 
 
 def judge(
-    metric_name: str, ours: Predict, theirs: ReferenceAnswers, validation: Split, test: Split
+    metric_name: str,
+    ours: Predict,
+    theirs: ReferenceAnswers,
+    validation: Split,
+    test: Split,
+    disturbed: Sequence[Disturbed] = (),
 ) -> Quality:
     """Judges answers on both splits.
 
@@ -58,6 +62,7 @@ def judge(
         theirs: Answers of the reference.
         validation: Rows that selection reads; some are also disturbed.
         test: Rows that are only reported.
+        disturbed: Validation rows that were disturbed before; pictures are disturbed here.
 
     Raises:
         ValueError: Outputs are not finite, or the metric does not fit them.
@@ -76,7 +81,7 @@ def judge(
         max_abs_error=max_abs_error(outputs, reference),
         metric=judged_by(metric, test.labels).name,
         confusion=confusions,
-        robustness=_robustness(metric, ours, theirs, validation),
+        robustness=_robustness(metric, ours, theirs, validation, disturbed),
     )
 
 
@@ -97,11 +102,15 @@ def _confusion(metric: Metric, outputs: Answers, reference: Answers, labels: Arr
 
 
 def _robustness(
-    metric: Metric, ours: Predict, theirs: ReferenceAnswers, validation: Split
+    metric: Metric,
+    ours: Predict,
+    theirs: ReferenceAnswers,
+    validation: Split,
+    disturbed: Sequence[Disturbed],
 ) -> list[Robustness]:
-    rows = spread_rows(validation, _DISTURBED_ROWS)
-    fitting = perturbations(rows.inputs)
-    if not fitting:
+    rows = spread_rows(validation, DISTURBED_ROWS)
+    every = [*disturbed, *disturbed_pictures(rows)]
+    if not every:
         return []
     metric = judged_by(metric, rows.labels)
 
@@ -111,11 +120,9 @@ def _robustness(
     reference = theirs.of("clean", rows)
     clean, reference_clean = value(ours(rows), reference), value(reference, reference)
     found = []
-    for perturbation, severity in fitting:
-        disturbed = disturb(rows, perturbation, severity)
-        reference = theirs.of(f"{perturbation.name}-{severity:g}", disturbed)
-        kept, reference_kept = value(ours(disturbed), reference), value(reference, reference)
-        found.append(
-            Robustness(perturbation.name, severity, len(rows), clean, kept, reference_clean, reference_kept)
-        )
+    for each in every:
+        name, severity = each.perturbation, each.severity
+        reference = theirs.of(f"{name}-{severity:g}", each.rows)
+        kept, reference_kept = value(ours(each.rows), reference), value(reference, reference)
+        found.append(Robustness(name, severity, len(rows), clean, kept, reference_clean, reference_kept))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,10 @@ import numpy as np
 from pydantic import Field
 
 from compression.signature import Array, Signature, TensorSpec
+from variants.serving_spec import Transform
 from variants.transform import After, DeclarationError, Settings, TransformError
+
+NAME = "labels"
 
 
 class LabelsSettings(Settings):
@@ -27,6 +30,19 @@ class LabelsSettings(Settings):
     output: str | None = None
     top_k: int = Field(1, ge=1)
     scores: Literal["softmax", "sigmoid", "raw"] = "softmax"
+
+
+def class_names(declared: Iterable[Transform]) -> tuple[str, ...]:
+    """What a model's transforms call its classes, by number; empty where they do not."""
+    for each in declared:
+        if each.name == NAME:
+            return tuple(str(name) for name in each.settings["names"])
+    return ()
+
+
+def class_name(label: int, names: Sequence[str]) -> str:
+    """A class by its name, or by its number where it has none."""
+    return names[label] if 0 <= label < len(names) else str(label)
 
 
 class Labels(After):

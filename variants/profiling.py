@@ -24,7 +24,7 @@ from variants.golden import deviation
 from variants.judgement import Predict, ReferenceAnswers, judge
 from variants.profile import BATCH_SIZES, Latency, Profile
 from variants.runtime import Runtime, Session, open_session
-from variants.samples import read_golden, read_split
+from variants.samples import read_disturbed, read_golden, read_split
 
 # Batch sizes are timed in turn, several times over, so that a machine's drift touches all of them alike.
 _ROUNDS = 3
@@ -87,7 +87,9 @@ def measure(job: ProfilingJob) -> Profile:
         load_s=load_s,
         memory_bytes=memory,
         latency_ms=latency,
-        quality=judge(job.metric, partial(predict, session), answers, validation, test),
+        quality=judge(
+            job.metric, partial(predict, session), answers, validation, test, read_disturbed(job.validation)
+        ),
         taken=datetime.now(UTC).isoformat(timespec="seconds"),
         golden_deviation=_golden_deviation(session, job.golden),
     )

@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from compression.base import Facts, Report
 from compression.checkpoint import Checkpoint
 from compression.data import Splits
+from compression.inference import infer
 from compression.model import Model, OnnxModel, TorchModel
-from compression.training import VERSION, Fitted, fit, seeded
+from compression.training import VERSION, Fitted, fit, predict, seeded
+from variants import document
+from variants.comparison import Comparison, compare
 from variants.home import subfolder
 from variants.spec import ModelSpec
 
@@ -64,6 +67,28 @@ def reference_training(spec: ModelSpec, splits: Splits) -> list[Facts]:
     best = min(epoch["validation_loss"] for epoch in curve)
     facts = {"epochs": len(curve), "validation_loss": best}
     return [{"pass": "training", "version": VERSION, "facts": facts, "curves": [curve]}]
+
+
+def beside_baseline(spec: ModelSpec, splits: Splits, reference: Model) -> Comparison | None:
+    """The reference against the spec's baseline on test, where it has one; measured once and kept."""
+    if spec.baseline is None:
+        return None
+    facts = json.dumps([reference.weights_digest(), splits.digest, spec.metric])
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
+    path = subfolder("references") / f"{spec.name}-baseline-{digest}.json"
+    if not path.is_file():
+        test = splits.test
+        outputs = (
+            predict(reference, test)
+            if isinstance(reference, TorchModel)
+            else infer(reference, test, len(test))
+        )
+        names = [output.name for output in spec.signature.outputs]
+        found = compare(spec.baseline(), dict(zip(names, outputs, strict=True)), spec.metric)
+        fresh = path.with_suffix(".partial")
+        document.write(fresh, found)
+        fresh.replace(path)
+    return document.read(Comparison, path)
 
 
 def _path(spec: ModelSpec, splits: Splits) -> Path:

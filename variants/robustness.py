@@ -6,7 +6,7 @@ Perturbations", with the severities 1 and 5 that its CIFAR-10-C has; blur grows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from compression.signature import Array
 
 Pixels = NDArray[np.float32]
 
+DISTURBED_ROWS = 128
 _CHANNELS = (1, 3)
 _SMALLEST_SIDE = 8
 _SIDE = 32  # of the pictures that the severities were chosen for
@@ -39,11 +40,26 @@ class Perturbation:
 
 
 @dataclass(frozen=True)
+class Disturbed:
+    """Rows after a perturbation.
+
+    Attributes:
+        perturbation: Its name.
+        severity: How strong.
+        rows: What became of the validation rows that `spread_rows` takes, so many as `DISTURBED_ROWS`.
+    """
+
+    perturbation: str
+    severity: float
+    rows: Split
+
+
+@dataclass(frozen=True)
 class Robustness:
     """Quality under one perturbation.
 
     Attributes:
-        perturbation: Name in `PERTURBATIONS`.
+        perturbation: What it is called.
         severity: How strong.
         rows: Rows of the validation split that were disturbed.
         clean: The variant's metric on those rows as they are.
@@ -123,6 +139,12 @@ def disturb(split: Split, perturbation: Perturbation, severity: float) -> Split:
         for name, rows in split.inputs.items()
     }
     return Split(disturbed, split.labels)
+
+
+def disturbed_pictures(split: Split) -> Iterator[Disturbed]:
+    """The rows under every perturbation that fits them, one after the other."""
+    for perturbation, severity in perturbations(split.inputs):
+        yield Disturbed(perturbation.name, severity, disturb(split, perturbation, severity))
 
 
 def _disturb_pictures(rows: Array, perturbation: Perturbation, severity: float) -> Array:

@@ -5,22 +5,26 @@ No pickle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from compression.data import Split
 from compression.signature import Array
+from variants.robustness import Disturbed
 
 _LABELS = "labels"
 _INPUT = "input:"
 _OUTPUT = "output:"
+_DISTURBED = "disturbed:"
 
 
-def write_split(path: Path, split: Split) -> None:
-    """Writes inputs as `input:<name>` and labels as `labels`."""
+def write_split(path: Path, split: Split, disturbed: Iterable[Disturbed] = ()) -> None:
+    """Writes inputs as `input:<name>`, labels as `labels`, and rows that were disturbed beside them."""
     arrays = _prefixed(_INPUT, split.inputs)
+    for each in disturbed:
+        arrays |= _prefixed(f"{_DISTURBED}{each.perturbation}:{each.severity}:", each.rows.inputs)
     if split.labels is not None:
         arrays[_LABELS] = split.labels
     _write(path, arrays)
@@ -30,6 +34,16 @@ def read_split(path: Path) -> Split:
     """Reads what `write_split` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         return Split(_chosen(_INPUT, arrays), arrays[_LABELS] if _LABELS in arrays.files else None)
+
+
+def read_disturbed(path: Path) -> list[Disturbed]:
+    """Reads the disturbed rows of what `write_split` wrote, without their labels."""
+    found: dict[tuple[str, float], dict[str, Array]] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key, array in _chosen(_DISTURBED, arrays).items():
+            name, severity, tensor = key.split(":", 2)
+            found.setdefault((name, float(severity)), {})[tensor] = array
+    return [Disturbed(*how, Split(inputs)) for how, inputs in found.items()]
 
 
 def write_golden(path: Path, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compression.signature import Signature
+from variants.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class ServingSpec:
         description: One line for people.
         transforms: What the gateway does before and after the model.
         files: Names of the files that the transforms read; they lie beside the model's card.
+        comparison: The reference against a simpler model, where the spec has one.
     """
 
     model: str
@@ -81,3 +83,4 @@ class ServingSpec:
     description: str = ""
     transforms: tuple[Transform, ...] = ()
     files: tuple[str, ...] = ()
+    comparison: Comparison | None = None

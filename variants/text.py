@@ -114,6 +114,12 @@ class Tokenize(Before):
             tensors[spec.name] = tensor
         return tensors
 
+    def texts(self, tensors: Mapping[str, Array]) -> list[str]:
+        """Texts that have about these tokens `(rows, sequence)`: what the tokenizer drops is gone."""
+        rows = zip(tensors["input_ids"], tensors["attention_mask"], strict=True)
+        ids = [row[mask.astype(bool)].tolist() for row, mask in rows]
+        return self._tokenizer.decode_batch(ids)
+
     def _text(self, row: int, value: bytes) -> str:
         try:
             return value.decode()[: self._settings.max_characters]

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from compression.signature import Signature, TensorSpec
-from variants.labels import Labels
+from variants import labels
 from variants.picture import DecodeImage
 from variants.serving_spec import Transform
 from variants.text import Tokenize
@@ -22,7 +22,7 @@ from variants.transform import After, Before, DeclarationError, Settings
 TRANSFORMS: dict[str, type[Before] | type[After]] = {
     "tokenize": Tokenize,
     "image": DecodeImage,
-    "labels": Labels,
+    labels.NAME: labels.Labels,
 }
 
 

@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from compression.container import Span, pack
-from compression.model import OnnxModel, Storage
+from compression.model import OnnxModel, Storage, TorchModel
+from compression.pipeline import Compressed
+from compression.recipe import Recipe, step
 from compression.signature import Signature
 from compression.storage import save
 from tests.conftest import ROOT, Homes
+from variants.build_worker import exported
 from variants.catalog import model_file
 from variants.host import this_host
 from variants.runtime import Runtime, RuntimeUnavailableError, available_runtimes, open_session
@@ -42,6 +47,16 @@ def packed(weight: np.ndarray, tmp_path: Path) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return save(OnnxModel(model, Signature((), ()), Storage.HUFFMAN), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("passes", "compared"), [
+    (("cluster", "huffman"), True), ((), True), (("cluster", "int8-dynamic", "huffman"), False),
+])  # fmt: skip
+def test_a_packed_file_must_equal_the_module_it_was_made_of(passes: tuple[str, ...], compared: bool) -> None:
+    module = TorchModel(nn.Linear(3, 2), Signature((), ()))
+    made = Compressed(OnnxModel(onnx.ModelProto(), module.signature), (), module)
+    recipe = Recipe(name="stored", steps=tuple(map(step, passes)))
+    assert (exported(recipe, made) is module) is compared
 
 
 def test_every_runtime_answers_from_a_packed_file(packed: Path, weight: np.ndarray) -> None:

@@ -7,11 +7,14 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from tests.variants.handmade import HOST, card, entry, estimate, failed, profile, stored
-from variants.assessment import Standing, assess
+from variants.assessment import Standing, assess, describe
 from variants.card import Card
+from variants.cli.show import print_model, print_variant
+from variants.comparison import Baseline, compare
 from variants.profile import Profile
 from variants.report.page import render, verdict
 from variants.serving_spec import transform
@@ -103,6 +106,47 @@ def test_classes_that_lost_are_named(judged: tuple[Card, list[Standing]]) -> Non
     assert "0 -20.0% of 10 rows" in render(made, standings, HOST)
     named = replace(made, spec=replace(made.spec, transforms=(transform("labels", names=("cat", "dog")),)))
     assert "cat -20.0% of 10 rows" in render(named, standings, HOST)
+
+
+def test_show_names_the_classes_that_lost(
+    judged: tuple[Card, list[Standing]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference, small = (
+        replace(
+            s, profile=replace(s.profile, quality=replace(s.profile.quality, confusion={"validation": cells}))
+        )
+        for s, cells in zip(judged[1][:2], ({0: {0: 9, 1: 1}}, {0: {0: 7, 1: 3}}), strict=True)
+        if s.profile
+    )
+    print_variant(small, reference, ("cat", "dog"))
+    shown = capsys.readouterr().out
+    lost = shown[shown.index("classes that lost most") :].splitlines()
+    assert lost[2].split() == ["cat", "10", "0.7000", "-0.2000", "-0.1238"]
+    print_variant(small, reference, ())
+    assert "\n0 " in capsys.readouterr().out
+
+
+def test_the_baseline_stands_beside_the_reference(
+    judged: tuple[Card, list[Standing]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, standings = judged
+    labels = np.arange(300) % 2
+    weak = Baseline("counting words", np.eye(2)[1 - labels], labels, 0.05)
+    found = compare(weak, {"logits": np.eye(2)[labels]}, "accuracy")
+    beaten = replace(made, spec=replace(made.spec, comparison=found))
+    said = "m&#39;s fp32 is worth its cost where these points matter: better than counting words"
+    assert said in render(beaten, standings, HOST)
+    assert "counting words" not in render(made, standings, HOST)
+    document = describe(beaten, standings, HOST)["baseline"]
+    assert (document["name"], document["baseline"], document["model"]["value"]) == (
+        "counting words",
+        0.0,
+        1.0,
+    )
+    assert "2.20 ms per row against 0.05 ms" in document["sentence"]
+    assert describe(made, standings, HOST)["baseline"] is None
+    print_model(beaten, standings, HOST)
+    assert document["sentence"] in capsys.readouterr().out
 
 
 def test_pictures_hold_the_measured_figures(judged: tuple[Card, list[Standing]]) -> None:

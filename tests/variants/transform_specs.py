@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from compression.data import Split, Splits
 from compression.recipe import Recipe
 from compression.signature import Signature, TensorSpec
+from variants.comparison import Baseline
 from variants.home import subfolder
 from variants.serving_spec import transform
 from variants.spec import ModelSpec
@@ -82,6 +83,13 @@ def _picture_splits() -> Splits:
     return Splits(*(_picture_split(generator) for _ in range(4)))
 
 
+def _baseline() -> Baseline:
+    """Always says ham."""
+    labels = _text_splits().test.labels
+    assert labels is not None
+    return Baseline("ham, always", np.tile([0.0, -5.0], (len(labels), 1)), labels, 0.01)
+
+
 TEXT = ModelSpec(
     name="mail",
     factory=Selling,
@@ -95,6 +103,7 @@ TEXT = ModelSpec(
     recipes=(Recipe(name="fp32"),),
     transforms=(transform("tokenize", max_tokens=16), transform("labels", names=("ham", "spam"))),
     files={"tokenizer.json": tokenizer_file},
+    baseline=_baseline,
 )
 PICTURE = ModelSpec(
     name="colours",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from variants.assessment import Standing, assess_model, describe, find_reference, tier_choice
 from variants.card import Card
 from variants.catalog import Catalog
 from variants.cli.output import human_bytes, json_option, print_json, print_table
-from variants.details import changed_classes, compression_ratios
+from variants.details import against_baseline, changed_classes, compression_ratios
 from variants.host import Host, this_host
+from variants.labels import class_name, class_names
 from variants.profile import Profile
 from variants.quality import Estimate
 from variants.scorecard import Scorecard
@@ -39,7 +42,8 @@ def command(name: str, as_json: bool) -> None:
     if as_json:
         print_json(document["variants"][position])
     else:
-        _print_variant(standings[position], find_reference(card, standings))
+        names = class_names(card.spec.transforms)
+        print_variant(standings[position], find_reference(card, standings), names)
 
 
 def print_model(card: Card, standings: list[Standing], host: Host) -> None:
@@ -65,6 +69,9 @@ def print_model(card: Card, standings: list[Standing], host: Host) -> None:
     for first, second in zip(card.spec.tiers, card.spec.tiers[1:], strict=False):
         if serves.get(first.name) and serves.get(first.name) == serves.get(second.name):
             click.echo(f"{first.name} and {second.name} fall on one variant, {serves[first.name]}.")
+    reference = find_reference(card, standings)
+    if sentence := against_baseline(card.spec, reference.profile if reference else None):
+        click.echo(f"\n{sentence}")
     if reasons := [(s.entry.id.recipe, s.reason) for s in standings if s.reason]:
         click.echo()
         for recipe, reason in reasons:
@@ -95,7 +102,8 @@ def _interval(estimate: Estimate) -> str:
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
-def _print_variant(standing: Standing, reference: Standing | None) -> None:
+def print_variant(standing: Standing, reference: Standing | None, names: Sequence[str]) -> None:
+    """Prints all that is known of a variant; classes by their names where they have any."""
     entry, stored = standing.entry, standing.stored
     lines = [
         ("variant", str(entry.id)),
@@ -122,10 +130,10 @@ def _print_variant(standing: Standing, reference: Standing | None) -> None:
         columns = ["runtime", "batch>", "p50 ms>", "p95 ms>", "p99 ms>", "jitter>", "load>", "memory>"]
         print_table([*columns, "validation", "test"], rows)
     if standing.profile is not None:
-        _print_quality(standing.profile, reference)
+        _print_quality(standing.profile, reference, names)
 
 
-def _print_quality(profile: Profile, reference: Standing | None) -> None:
+def _print_quality(profile: Profile, reference: Standing | None, names: Sequence[str]) -> None:
     quality = profile.quality
     for split, measured in (("validation", quality.validation), ("test", quality.test)):
         if measured.p_value is not None and measured.ratio != 1.0:
@@ -140,7 +148,7 @@ def _print_quality(profile: Profile, reference: Standing | None) -> None:
             click.echo("\nclasses that lost most on validation")
             rows = [
                 [
-                    str(c.label),
+                    class_name(c.label, names),
                     str(c.rows),
                     f"{c.recall:.4f}",
                     f"{c.recall_change:+.4f}",

@@ -12,10 +12,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from variants.assessment import Standing, tier_choice
+from variants.assessment import Standing, find_reference, tier_choice
 from variants.card import Card
-from variants.confusion import class_changes
+from variants.details import against_baseline, changed_classes
 from variants.host import Host
+from variants.labels import class_name, class_names
 from variants.quality import Estimate
 from variants.report import charts
 
@@ -47,8 +48,8 @@ def render(card: Card, standings: Sequence[Standing], host: Host) -> str:
         standings: Its variants as they stand on the host.
         host: Where they were profiled.
     """
-    names = _class_names(card)
-    reference = next((s for s in standings if s.entry.id.recipe == card.spec.reference and s.profile), None)
+    names = class_names(card.spec.transforms)
+    reference = find_reference(card, standings)
     environment = Environment(
         loader=PackageLoader("variants.report", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -63,6 +64,7 @@ def render(card: Card, standings: Sequence[Standing], host: Host) -> str:
         host=host,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdicts=[sentence for s in standings if (sentence := verdict(s, reference, card.spec.metric))],
+        baseline=against_baseline(card.spec, reference.profile if reference else None),
         tiers=[(tier, tier_choice(standings, tier.min_quality_ratio)) for tier in card.spec.tiers],
         rows=[_row(s, reference) for s in standings],
         figures_of=[(s.entry.id.recipe, p, score) for s, p, score in charts.measured(standings)],
@@ -144,7 +146,8 @@ def _sections(
         (
             "robustness",
             "On disturbed rows",
-            "Validation rows under noise, blur and faded contrast (after Hendrycks and Dietterich 2019).",
+            "Validation rows, disturbed: pictures by noise, blur and faded contrast (after Hendrycks and "
+            "Dietterich 2019), texts by typos, capitals, lost spaces and a lost end.",
             charts.robustness(standings, metric),
         ),
         (
@@ -157,14 +160,6 @@ def _sections(
     for name, title, text, figure in optional:
         if figure is not None:
             yield Section(name, title, text, figure)
-
-
-def _class_names(card: Card) -> Sequence[str]:
-    """What the classes are called, by number; empty when the model does not say."""
-    for declared in card.spec.transforms:
-        if declared.name == "labels":
-            return tuple(str(name) for name in declared.settings["names"])
-    return ()
 
 
 def _row(standing: Standing, reference: Standing | None) -> dict[str, Any]:
@@ -190,18 +185,16 @@ def _classes(
     standings: Sequence[Standing], reference: Standing | None, names: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
     """Variant, and the classes that it lost most of."""
-    base = reference.profile.quality.confusion.get("test") if reference and reference.profile else None
+    base = reference.profile.quality if reference and reference.profile else None
     for standing, profile, _ in charts.measured(standings):
-        cells = profile.quality.confusion.get("test")
-        if not base or not cells or standing is reference:
+        changes = changed_classes(profile.quality, base).get("test") if base else None
+        if changes is None or standing is reference:
             continue
-        lost = [each for each in class_changes(cells, base) if each.recall_change < 0][:_WORST_CLASSES]
-        said = [f"{_name(each.label, names)} {each.recall_change:+.1%} of {each.rows} rows" for each in lost]
+        lost = [each for each in changes if each.recall_change < 0][:_WORST_CLASSES]
+        said = [
+            f"{class_name(each.label, names)} {each.recall_change:+.1%} of {each.rows} rows" for each in lost
+        ]
         yield standing.entry.id.recipe, ", ".join(said) or "none"
-
-
-def _name(label: int, names: Sequence[str]) -> str:
-    return names[label] if label < len(names) else str(label)
 
 
 def _lineage(card: Card, standing: Standing) -> dict[str, Any]:
