@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -111,28 +111,20 @@ def build(
     return Built(card, builds.fresh, builds.cached, builds.failures)
 
 
+@dataclass
 class _Builds:
     """The variants of one build on their way into the store."""
 
-    def __init__(
-        self,
-        job: Job,
-        prepared: Prepared,
-        catalog: Catalog,
-        folder: Path,
-        progress: Reporter,
-        timeout_s: float | None,
-    ) -> None:
-        self.job = job
-        self.prepared = prepared
-        self.catalog = catalog
-        self.folder = folder
-        self.progress = progress
-        self.timeout_s = timeout_s
-        self.stored: dict[str, StoredVariant] = {}
-        self.failures: dict[str, Failure] = {}
-        self.fresh: list[str] = []
-        self.cached: list[str] = []
+    job: Job
+    prepared: Prepared
+    catalog: Catalog
+    folder: Path
+    progress: Reporter
+    timeout_s: float | None
+    stored: dict[str, StoredVariant] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
 
     def id(self, plan: Planned) -> VariantId:
         """The identity of what a plan builds."""

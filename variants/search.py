@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import log
 from pathlib import Path
 from typing import Literal
@@ -123,27 +124,18 @@ def search(
     return Found(winner, published, list(_frontier(tried, tries.cost)), own, done, done - complete)
 
 
+@dataclass
 class _Tries:
     """Builds and measures recipes in the search's own catalog; a reporter that sums up their progress."""
 
-    def __init__(
-        self,
-        spec_name: str,
-        spec: ModelSpec,
-        catalog: Catalog,
-        host: Host,
-        progress: Reporter,
-        objective: Objective,
-        trials: int,
-    ) -> None:
-        self.spec_name = spec_name
-        self.spec = spec
-        self.catalog = catalog
-        self.host = host
-        self.progress = progress
-        self.objective = objective
-        self.trials = trials
-        self.number = 0
+    spec_name: str
+    spec: ModelSpec
+    catalog: Catalog
+    host: Host
+    progress: Reporter
+    objective: Objective
+    trials: int
+    number: int = 0
 
     def update(self, task: str, what: str, fraction: float) -> None:
         """One line for all that the running trial does."""
@@ -183,10 +175,14 @@ class _Tries:
             return float(standing.stored.scorecard.bytes)
         return standing.profile.cost_ms(self.spec.profile_batch)
 
+    @cached_property
+    def _reference_cost(self) -> float:
+        return self.cost(self.reference(self.standings()))
+
     def value(self, standing: Standing, floor: float) -> float:
         """What the sampler minimizes: cost against the reference's, and a price for missing quality."""
-        against = self.cost(self.reference(self.standings()))
-        return log(self.cost(standing) / against) + _PENALTY * max(0.0, floor - standing.ratio)
+        missing = max(0.0, floor - standing.ratio)
+        return log(self.cost(standing) / self._reference_cost) + _PENALTY * missing
 
 
 def _study(folder: Path, name: str) -> optuna.Study:

@@ -9,7 +9,7 @@ import click
 
 from variants.build import build
 from variants.catalog import Catalog
-from variants.cli.build import tell
+from variants.cli.build import build_options, tell
 from variants.home import subfolder
 from variants.host import this_host
 from variants.progress import for_task, reporter
@@ -33,15 +33,7 @@ _WORKER = "variants.registering"
 @click.option("--allow-non-finite", is_flag=True, help="The model takes NaN and infinities.")
 @click.option("--replace", is_flag=True, help="Take the place of another model of this name.")
 @click.option("--no-build", is_flag=True, help="Only register it; `mipgate build NAME` builds it later.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Variants compressed side by side.",
-)
-@click.option("--quiet", is_flag=True, help="Do not print the table at the end.")
+@build_options
 def command(
     source: str,
     data: Path | None,
@@ -52,6 +44,7 @@ def command(
     replace: bool,
     no_build: bool,
     jobs: int,
+    timeout_s: float | None,
     quiet: bool,
 ) -> None:
     """Register a model of your own, an ONNX file with rows for it or a spec, and build its variants.
@@ -71,7 +64,7 @@ def command(
         if no_build:
             return
         catalog, host = Catalog(), this_host()
-        built = build(model, catalog, host, progress, jobs=jobs)
+        built = build(model, catalog, host, progress, jobs=jobs, timeout_s=timeout_s)
     if failed := tell(built, catalog, host, quiet):
         click.echo(failed, err=True)
 

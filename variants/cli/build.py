@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from pydantic import ValidationError
@@ -11,9 +13,39 @@ from compression.recipe import Recipe
 from variants.assessment import assess_model
 from variants.build import Built, build
 from variants.catalog import Catalog
+from variants.cli.remote import Remote, key_option, over_api_option
+from variants.cli.remote_job import run_job
 from variants.cli.show import print_model
 from variants.host import Host, this_host
 from variants.progress import reporter
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--jobs",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Variants compressed side by side.",
+    ),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Give a variant up that takes longer.",
+    ),
+    click.option("--quiet", is_flag=True, help="Do not print the table at the end."),
+)
+
+
+def build_options(command: Command) -> Command:
+    """What every verb that builds can be told: `--jobs`, `--timeout`, `--quiet`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command(name="build")
@@ -27,23 +59,9 @@ from variants.progress import reporter
     metavar="FILE",
     help="Build the recipe in this JSON file; repeatable.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Variants compressed side by side.",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    metavar="SECONDS",
-    help="Give a variant up that takes longer.",
-)
-@click.option("--quiet", is_flag=True, help="Do not print the table at the end.")
+@build_options
+@over_api_option
+@key_option
 def command(
     model: str,
     recipes: tuple[str, ...],
@@ -51,6 +69,8 @@ def command(
     jobs: int,
     timeout_s: float | None,
     quiet: bool,
+    url: str | None,
+    key: str | None,
 ) -> None:
     """Build, score, profile and publish the variants of MODEL.
 
@@ -62,14 +82,27 @@ def command(
 
     Example: mipgate build digits --recipe int8-static --jobs 2
     """
-    catalog, host = Catalog(), this_host()
     added = [_recipe(file) for file in recipe_files]
+    if url is not None:
+        _build_there(Remote(url, key), model, recipes, added)
+        return
+    catalog, host = Catalog(), this_host()
     with reporter() as progress:
         built = build(
             model, catalog, host, progress, recipes=recipes, added=added, jobs=jobs, timeout_s=timeout_s
         )
     if failed := tell(built, catalog, host, quiet):
         raise click.ClickException(failed)
+
+
+def _build_there(gateway: Remote, model: str, recipes: tuple[str, ...], added: list[Recipe]) -> None:
+    """Has the builder of a running gateway build, one recipe after another."""
+    bodies: list[dict[str, Any]] = [{"recipe": name} for name in recipes]
+    bodies += [{"name": recipe.name, "steps": recipe.canonical()} for recipe in added]
+    if not bodies:
+        raise click.UsageError("--url builds what is named: give --recipe or --recipe-file.")
+    for body in bodies:
+        run_job(gateway, f"/admin/models/{model}/builds", body)
 
 
 def tell(built: Built, catalog: Catalog, host: Host, quiet: bool) -> str:
