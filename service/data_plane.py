@@ -200,7 +200,7 @@ class DataPlane:
     async def _control(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Everything but inference: rare, and small."""
         if not path.startswith(_OPEN):
-            role = Role.OPERATE if path.endswith(_OPERATIONS) else Role.INFER
+            role = Role.OPERATE if path.rstrip("/").endswith(_OPERATIONS) else Role.INFER
             self._access.check(scope["headers"], scope["client"], role)
         body = await self._read_body(receive) if scope["method"] == "POST" else b""
         await _send_json(send, 200, await self._repository.answer(scope, path, body), [])

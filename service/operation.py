@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -73,9 +74,10 @@ class Operation:
         await self._conductor.start()
 
     async def tick(self) -> None:
-        """What is done twice a second: keys that were made or revoked are followed."""
+        """What is done twice a second: keys are followed as they are made or revoked, and traffic sampled."""
         self._core.metrics.state_up.labels(self._database.kind).set(self._conductor.state == "ok")
         await self._desk.follower.follow()
+        await asyncio.to_thread(self._desk.sampler.sample)
 
     async def stop(self) -> None:
         """Ends the streams, writes what is left, and lets another worker advance rollouts."""

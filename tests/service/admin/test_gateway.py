@@ -1,0 +1,64 @@
+"""Access and the admin API of a real gateway with two workers."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+
+import httpx
+
+from tests.conftest import Homes
+from tests.gateway import Gateway, running
+
+FORWARDED = {"x-forwarded-for": "203.0.113.9"}
+
+
+def statuses(gateway: Gateway, key: str, path: str = "/v2/models/digits") -> set[int]:
+    """Of several connections, which different workers answer."""
+    headers = {"authorization": f"Bearer {key}"}
+    return {httpx.get(f"{gateway.url}{path}", headers=headers, timeout=30).status_code for _ in range(8)}
+
+
+def within(seconds: float, holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _closed_to_others(gateway: Gateway, ending: str) -> None:
+    for verb in ("load", "unload"):
+        path = f"{gateway.url}/v2/repository/models/digits/{verb}{ending}"
+        assert httpx.post(path, headers=FORWARDED, timeout=30).status_code == 403
+
+
+def test_keys_reach_every_worker_and_streams_do_not_keep_it_from_stopping(homes: Homes) -> None:
+    with running(homes, workers=2) as gateway:
+        for ending in ("", "/", "//"):
+            _closed_to_others(gateway, ending)
+        assert httpx.get(f"{gateway.url}/admin/models", timeout=30).json()[0]["model"] == "digits"
+        body = {"name": "root", "role": "admin"}
+        made = httpx.post(f"{gateway.url}/admin/keys", json=body, timeout=30).json()
+        root = {"authorization": f"Bearer {made['key']}"}
+        body = {"name": "web", "role": "infer"}
+        web = httpx.post(f"{gateway.url}/admin/keys", json=body, headers=root, timeout=30).json()
+        assert within(5, lambda: statuses(gateway, web["key"]) == {200})
+        assert within(5, lambda: statuses(gateway, "wrong") == {401})
+        assert statuses(gateway, web["key"], "/admin/audit") == {403}
+        httpx.delete(f"{gateway.url}/admin/keys/{web['id']}", headers=root, timeout=30)
+        assert within(5, lambda: statuses(gateway, web["key"]) == {401})
+        live = httpx.get(f"{gateway.url}/admin/models/digits/live", headers=root, timeout=30).json()
+        assert live["window_s"] >= 0
+        with httpx.stream("GET", f"{gateway.url}/admin/events", headers=root, timeout=60) as stream:
+            lines = stream.iter_lines()
+            first = next(line for line in lines if line.startswith("data: "))
+            assert json.loads(first.removeprefix("data: "))["model"] == "digits"
+            gateway.process.send_signal(signal.SIGTERM)
+            for _ in lines:
+                pass  # until it ends
+        gateway.process.wait(60)
+        log = gateway.log.read_text()
+        assert made["key"].split("_", 2)[2] not in log
+        assert "create key" in log
