@@ -25,8 +25,9 @@ from service.transforming import Transforming
 
 Watch = Callable[[], None]
 
-# A candidate gives up so many of the primary's times before the deadline: the primary answers then.
-_RESERVE = 2.0
+# A candidate that does not answer gives up while the primary has so many of its times left, and this share of
+# the caller's.
+_RESERVE, _RESERVED_SHARE = 2.0, 0.2
 
 
 @dataclass(slots=True)
@@ -165,8 +166,9 @@ class Inference:
     ) -> Completed | None:
         """What a rollout's candidate says, or None when the primary has to answer in its place."""
         slo, request, candidate = course.slo, course.request, part.variant
+        now = perf_counter()
         reserve_s = _RESERVE * primary.predict_ms(request.rows) / 1e3
-        deadline, now = course.deadline - reserve_s, perf_counter()
+        deadline = course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
         error: ServiceError | None = None
         try:
             if not candidate.breaker.allows(now):

@@ -1,0 +1,390 @@
+"""Requests on real variants: every answer is its own, failures cost nobody, rollouts count what they see."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from compression.signature import Array
+from service.breaker import FAILURES, Circuit
+from service.errors import BadRequestError, DeadlineError, InferenceError, ServiceError, UnavailableError
+from service.experiments import Experiments
+from service.fleet import Fleet
+from service.inference import Inference
+from service.loaded import LoadedModel, LoadedVariant
+from service.metrics import Metrics
+from service.outcome import Outcome
+from service.protocol import InferRequest
+from service.rollout.evidence import ArmTally, Feedback
+from service.rollout.rollout import CANDIDATE, PRIMARY, Arm, Kind, Phase, Rollout
+from service.scheduler import Limits, Scheduler
+from service.state.evidence import Served
+from service.transforming import Transforming
+from variants.catalog import Catalog
+from variants.host import this_host
+
+T = TypeVar("T")
+
+NEVER_S = 30.0
+LIMITS = Limits(requests=1024, bytes=2**28, inline_ms=1.0)
+PATIENT: dict[str, Any] = {"max_latency_ms": 20_000.0}
+
+
+@pytest.fixture(scope="module")
+def fleet(digits: Catalog) -> Fleet:
+    fleet = Fleet(digits, this_host(), Metrics(CollectorRegistry()), 32)
+    fleet.load_all()
+    return fleet
+
+
+@pytest.fixture
+def model(fleet: Fleet) -> LoadedModel:
+    return fleet.load("digits")  # with its variants as they are, whatever a test did to them
+
+
+@asynccontextmanager
+async def core(fleet: Fleet) -> AsyncIterator[Inference]:
+    metrics = Metrics(CollectorRegistry())
+    scheduler, transforming = Scheduler(LIMITS), Transforming(LIMITS, metrics)
+    try:
+        yield Inference(fleet, scheduler, transforming, metrics)
+    finally:
+        scheduler.close()
+        transforming.close()
+
+
+def on_loop(scenario: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def run() -> T:
+        async with asyncio.timeout(NEVER_S):
+            return await scenario()
+
+    return asyncio.run(run())
+
+
+def request(rows: int = 1, seed: int = 0) -> InferRequest:
+    image = np.random.default_rng(seed).uniform(0, 16, (rows, 64)).astype(np.float32)
+    return InferRequest(None, {"image": image}, rows, (), False, {})
+
+
+async def ask(core: Inference, model: LoadedModel, sent: InferRequest, **parameters: Any) -> Outcome:
+    return await core.infer(model, None, sent, PATIENT | parameters, perf_counter())
+
+
+def direct(variant: LoadedVariant, sent: InferRequest) -> Array:
+    return variant.open().run(sent.inputs)[0]
+
+
+def failing(inputs: Any) -> Any:
+    raise RuntimeError("broken on purpose")
+
+
+# ---- answers
+
+
+def test_no_answer_goes_to_the_wrong_request(fleet: Fleet, model: LoadedModel) -> None:
+    """Mixed traffic: tiers, variants, sizes, clients that leave, priorities, impossible wishes."""
+
+    async def scenario() -> tuple[int, int]:
+        draw, answered, refused = random.Random(7), 0, 0
+        tolerance = {"int8-dynamic": None}
+
+        async def one(number: int) -> None:
+            nonlocal answered, refused
+            await asyncio.sleep(draw.random() * 0.4)
+            sent = request(draw.choice([1, 1, 1, 2, 7, 40]), number)
+            pinned = model.variants[draw.choice(model.versions)] if draw.random() < 0.5 else None
+            wish = draw.choice(
+                [{}, {"tier": "fast"}, {"tier": "accurate"}, {"priority": "batch"}, {"allow_degrade": True}]
+            )
+            late = {"max_latency_ms": 1e-3} if draw.random() < 0.1 else {}
+            task = asyncio.create_task(
+                serving.infer(model, pinned, sent, PATIENT | wish | late, perf_counter())
+            )
+            if draw.random() < 0.1:
+                await asyncio.sleep(draw.random() * 0.01)
+                task.cancel()
+            try:
+                outcome = await task
+            except (ServiceError, asyncio.CancelledError):
+                refused += 1
+                return
+            answered += 1
+            assert outcome.outputs is not None
+            got = outcome.outputs["logits"]
+            assert got.shape == (sent.rows, 10)
+            if outcome.variant.name not in tolerance:  # whose ranges depend on the whole batch
+                np.testing.assert_allclose(got, direct(outcome.variant, sent), rtol=1e-4, atol=1e-4)
+
+        async with core(fleet) as serving:
+            await asyncio.gather(*[one(number) for number in range(600)])
+            assert serving.scheduler.wait_ms() == 0
+        return answered, refused
+
+    answered, refused = on_loop(scenario)
+    assert answered > 400
+    assert refused > 30
+
+
+def test_what_a_client_that_left_asked_for_never_runs(fleet: Fleet, model: LoadedModel) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            variant, ran = model.variants["fp32"], []
+            variant.executed = lambda rows, *_: ran.append(rows)  # type: ignore[method-assign]
+            try:
+                task = asyncio.create_task(serving.infer(model, variant, request(3), PATIENT, perf_counter()))
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                await asyncio.sleep(0.05)
+            finally:
+                del variant.executed  # type: ignore[attr-defined]
+            assert ran == []
+
+    on_loop(scenario)
+
+
+# ---- variants that fail
+
+
+def test_a_request_whose_variant_fails_is_answered_by_the_next(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            monkeypatch.setattr(usual, "run", failing)
+            for number in range(2 * FAILURES):
+                outcome = await ask(serving, model, request(seed=number))
+                assert outcome.variant is not usual
+                assert outcome.variant.candidate.ratio >= model.slo.default.floor
+            assert usual.breaker.circuit is Circuit.OPEN
+            assert usual.breaker.failures == FAILURES  # then it was left alone
+            with pytest.raises(UnavailableError, match="several times in a row") as caught:
+                await serving.infer(model, usual, request(), PATIENT, perf_counter())
+            assert caught.value.reason == "breaker"
+            monkeypatch.undo()
+            usual.breaker.until = 0.0
+            await serving.infer(model, usual, request(), PATIENT, perf_counter())
+            assert usual.breaker.circuit is Circuit.CLOSED
+
+    on_loop(scenario)
+
+
+def test_a_pinned_variant_that_fails_is_an_error_of_its_own(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            pinned = model.variants["fp32"]
+            monkeypatch.setattr(pinned, "run", failing)
+            with pytest.raises(InferenceError):
+                await serving.infer(model, pinned, request(), PATIENT, perf_counter())
+            pinned.breaker.answered()
+
+    on_loop(scenario)
+
+
+def test_a_variant_that_was_closed_opens_on_its_next_request(fleet: Fleet, model: LoadedModel) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            variant, sent = model.variants["fp16"], request(2)
+            variant.close()
+            assert not variant.is_open
+            outcome = await serving.infer(model, variant, sent, PATIENT, perf_counter())
+            assert variant.is_open
+            assert outcome.outputs is not None
+            np.testing.assert_allclose(outcome.outputs["logits"], direct(variant, sent), rtol=1e-5)
+
+    on_loop(scenario)
+
+
+# ---- rollouts
+
+
+class Known:
+    """Stands for the conductor: one rollout that runs, its tallies, and what is kept for labels."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self.rollout = rollout
+        self.tallies: dict[str, ArmTally] = {arm.name: ArmTally() for arm in rollout.arms}
+        self.kept: list[Served] = []
+
+    def active(self, model: str, tier: str) -> Rollout | None:
+        return self.rollout
+
+    def tally(self, rollout: str, arm: str) -> ArmTally:
+        return self.tallies[arm]
+
+    def remember(self, answer: Served) -> None:
+        self.kept.append(answer)
+
+    async def judge(self, labels: Any, score: Any, age_s: float) -> list[Served]:
+        found = [answer for answer in self.kept if answer.request in labels]
+        self.scores = [score(answer, labels[answer.request]) for answer in found]
+        return found
+
+
+def rollout(candidate: LoadedVariant, weight: float = 100.0, **changes: Any) -> Rollout:
+    arms = (
+        Arm(PRIMARY, "fp32@000000000000", 100 - weight),
+        Arm(CANDIDATE, candidate.version, weight, weight),
+    )
+    settings: dict[str, Any] = {"kind": Kind.AB, "phase": Phase.PROGRESSING, "tier": None} | changes
+    return Rollout(id="r", model="digits", arms=arms, created=0, entered=0, deadline=1e12, **settings)
+
+
+def joined(serving: Inference, known: Known) -> Experiments:
+    made = Experiments(known, serving.scheduler, serving.metrics, "rollouts", 1e9)  # type: ignore[arg-type]
+    serving.experiments = made
+    return made
+
+
+def other_than(model: LoadedModel, usual: LoadedVariant) -> LoadedVariant:
+    """A good variant that the router does not choose: it knows the usual one alone from now on."""
+    floor = model.slo.default.floor
+    model.candidates, known = [usual.candidate], model.candidates
+    good = [model.variants[each.version] for each in known if each.ratio >= floor]
+    return next(variant for variant in good if variant is not usual)
+
+
+def test_a_candidate_answers_its_share_and_says_so(fleet: Fleet, model: LoadedModel) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            candidate = other_than(model, (await ask(serving, model, request())).variant)
+            known = Known(rollout(candidate, 30.0))
+            joined(serving, known)
+            arms = [
+                (await ask(serving, model, request(), sticky_key=f"caller {number}")).arm
+                for number in range(300)
+            ]
+            again = [
+                (await ask(serving, model, request(), sticky_key=f"caller {number}")).arm
+                for number in range(300)
+            ]
+            assert arms == again  # sticky
+            assert arms.count(CANDIDATE) == pytest.approx(90, abs=40)
+            assert known.tallies[CANDIDATE].requests == 2 * arms.count(CANDIDATE)
+            assert known.tallies[PRIMARY].requests == 2 * arms.count(PRIMARY)
+            assert len(known.kept) == 600
+
+    on_loop(scenario)
+
+
+def nan(variant: LoadedVariant) -> Callable[[Any], list[Array]]:
+    return lambda inputs: [np.full((len(inputs["image"]), 10), np.nan, np.float32)]
+
+
+@pytest.mark.parametrize("damage", ["errors", "nan", "hangs"])
+def test_a_broken_candidate_costs_one_retry_and_no_caller_an_error(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            candidate = other_than(model, usual)
+            known = Known(rollout(candidate))
+            joined(serving, known)
+            hung = asyncio.Event()
+            if damage == "hangs":
+                gate = threading.Event()
+                monkeypatch.setattr(candidate, "profiled_ms", lambda rows: 5.0)
+                monkeypatch.setattr(candidate, "run", lambda inputs: gate.wait(NEVER_S) and failing(inputs))
+                monkeypatch.setattr(candidate, "cancel", lambda: (gate.set(), hung.set()))
+            else:
+                monkeypatch.setattr(candidate, "run", failing if damage == "errors" else nan(candidate))
+            outcome = await ask(serving, model, request(), max_latency_ms=2000.0)
+            assert outcome.outputs is not None
+            assert np.isfinite(outcome.outputs["logits"]).all()
+            assert (outcome.arm, outcome.variant.version) != (CANDIDATE, candidate.version)
+            tally = known.tallies[CANDIDATE]
+            assert (tally.requests, tally.retries) == (1, 1)
+            counted = {"errors": tally.errors, "nan": tally.non_finite, "hangs": tally.timeouts}
+            assert counted[damage] == 1
+            assert sum(counted.values()) == 1
+            candidate.breaker.answered()
+
+    on_loop(scenario)
+
+
+def test_a_candidate_below_a_callers_floor_gets_none_of_its_requests(
+    fleet: Fleet, model: LoadedModel
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            candidate = min(
+                (model.variants[each.version] for each in model.candidates), key=lambda v: v.candidate.ratio
+            )
+            known = Known(rollout(candidate))
+            joined(serving, known)
+            floor = candidate.candidate.ratio + 1e-6
+            if floor > 1:
+                pytest.skip("every variant is as good as the reference")
+            outcome = await ask(serving, model, request(), tier="fast", min_accuracy=floor)
+            assert outcome.arm == ""
+            assert known.tallies[CANDIDATE].requests == known.tallies[PRIMARY].requests == 0
+
+    on_loop(scenario)
+
+
+def test_shadow_copies_are_compared_and_never_wait_for(fleet: Fleet, model: LoadedModel) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            candidate = other_than(model, usual)
+            known = Known(rollout(candidate, 0.0, kind=Kind.SHADOW, fraction=1.0))
+            joined(serving, known)
+            for number in range(40):
+                assert (await ask(serving, model, request(seed=number))).variant.version != candidate.version
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.2)
+            comparisons = known.tallies[CANDIDATE].comparisons
+            assert comparisons.n == 40
+            sent = [request(seed=number) for number in range(40)]
+            same = [direct(usual, s).argmax() == direct(candidate, s).argmax() for s in sent]
+            assert comparisons.agreement == sum(same)
+            assert 0 < comparisons.cosine <= 40
+            samples = [s for m in serving.metrics.shadow_comparisons.collect() for s in m.samples]
+            assert sum(s.value for s in samples if s.name.endswith("_total")) == comparisons.n
+
+    on_loop(scenario)
+
+
+def test_labels_that_come_later_say_who_was_right(fleet: Fleet, model: LoadedModel) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            known = Known(rollout(other_than(model, usual), 50.0))
+            experiments = joined(serving, known)
+            outcome = await ask(serving, model, request(2))
+            assert outcome.outputs is not None
+            right = outcome.outputs["logits"].argmax(axis=1).tolist()
+            wrong = [(value + 1) % 10 for value in right]
+            await experiments.judge({outcome.request_id: right}, lambda _: "accuracy", 60)
+            assert known.scores == [Feedback(1, correct=1.0)]
+            await experiments.judge({outcome.request_id: [right[0], wrong[1]]}, lambda _: "accuracy", 60)
+            assert known.scores == [Feedback(1, correct=0.5)]
+            with pytest.raises(BadRequestError, match="shape"):
+                await experiments.judge({outcome.request_id: [1, 2, 3]}, lambda _: "accuracy", 60)
+
+    on_loop(scenario)
+
+
+def test_a_deadline_that_passed_is_said_and_counted(fleet: Fleet, model: LoadedModel) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            with pytest.raises((DeadlineError, UnavailableError)):
+                await serving.infer(model, None, request(), {"max_latency_ms": 5.0}, perf_counter() - 1.0)
+            samples = [s for m in serving.metrics.requests.collect() for s in m.samples]
+            assert not [s for s in samples if s.labels.get("outcome") == "ok" and s.value]
+
+    on_loop(scenario)
