@@ -37,7 +37,9 @@ class Gateway:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = homes.mipgate / f"gateway-{self.port}.log"
         command = [sys.executable, "-m", "bentoml", "serve", service, "--port", str(self.port)]
-        environment = homes.environment | {"MIPGATE_WORKERS": str(workers), "MIPGATE_CONTAINER": "no"} | settings
+        environment = (
+            homes.environment | {"MIPGATE_WORKERS": str(workers), "MIPGATE_CONTAINER": "no"} | settings
+        )
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--host", "127.0.0.1"], env=environment, cwd=folder, stdout=log, stderr=log
