@@ -52,8 +52,7 @@ async def find(desk: Desk, request: Request, who: Principal) -> Response:
 async def history(desk: Desk, request: Request, who: Principal) -> Response:
     """Every change of a rollout with its reason, the oldest first."""
     lines = await asyncio.to_thread(desk.rollouts.history, request.path_params["rollout"])
-    # SQLAlchemy's names of columns are no plain strings, and orjson takes no others.
-    return answer([{str(name): value for name, value in line.items()} for line in lines])
+    return answer(lines)
 
 
 def change(verb: Verb) -> Handler:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import orjson
 from alembic import command
 from alembic.config import Config
 from filelock import FileLock
@@ -145,7 +146,12 @@ def _engine(text_url: str) -> Engine:
         if url.get_backend_name() == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
             return create_engine(
-                url, connect_args=_POSTGRES, pool_pre_ping=True, pool_timeout=_POOL_TIMEOUT_S
+                url,
+                connect_args=_POSTGRES,
+                pool_pre_ping=True,
+                pool_timeout=_POOL_TIMEOUT_S,
+                json_serializer=_to_json,
+                json_deserializer=orjson.loads,
             )
     except ArgumentError as error:
         raise StateUrlError(f"MIPGATE_STATE is no URL of a database. {_REMEDY}") from error
@@ -154,8 +160,15 @@ def _engine(text_url: str) -> Engine:
     raise StateUrlError(f"MIPGATE_STATE names {url.get_backend_name()} without a file or server. {_REMEDY}")
 
 
+def _to_json(document: object) -> str:
+    """JSON that every database takes: a number that is none becomes null."""
+    return orjson.dumps(document).decode()
+
+
 def _sqlite(url: URL) -> Engine:
-    engine = create_engine(url, pool_timeout=_POOL_TIMEOUT_S)
+    engine = create_engine(
+        url, pool_timeout=_POOL_TIMEOUT_S, json_serializer=_to_json, json_deserializer=orjson.loads
+    )
 
     @event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _: object) -> None:

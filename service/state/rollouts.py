@@ -150,7 +150,10 @@ class RolloutStore:
         query = select(*columns).where(lines.rollout == rollout).order_by(lines.version)
         with self._database.reading() as connection:
             _find(connection, rollout)
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return [
+                {str(name): value for name, value in row.items()}
+                for row in connection.execute(query).mappings()
+            ]
 
     def prune(self, connection: Connection, before: float) -> None:
         """Forgets rollouts that ended earlier, with their history and evidence."""

@@ -33,6 +33,7 @@ metadata = MetaData(
 )
 
 EVERY_TIER = ""
+LONGEST_REQUEST = 128
 
 # SQLite counts rows up by itself only in a column of its own integer type.
 _COUNTER = BigInteger().with_variant(Integer, "sqlite")
@@ -110,7 +111,7 @@ leases = Table(
 served = Table(
     "served",
     metadata,
-    Column("request", String(128), primary_key=True),
+    Column("request", String(LONGEST_REQUEST), primary_key=True),
     Column("model", String(255), nullable=False),
     Column("variant", String(255), nullable=False),
     Column("tier", String(255), nullable=False),

@@ -106,7 +106,7 @@ def outage(request: pytest.FixtureRequest, url: str) -> Iterator[Outage]:
     """The same databases, each away in its own manner: locked by someone, or its server gone."""
     if url.startswith("sqlite"):
         path = url.removeprefix("sqlite:///")
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
             yield Outage(url, partial(_lock, other), other.rollback)
         return
     server: Postgres = request.getfixturevalue("postgres")

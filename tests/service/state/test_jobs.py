@@ -1,6 +1,7 @@
 """Jobs and builders: each is done by one builder at a time, and one that dies leaves its job to the next."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.conftest import ROOT, Homes
 from variants.catalog import Catalog
 
 SOON_S = 60.0
+BUILT_WITHIN_S = 240.0
 
 
 @pytest.fixture
@@ -35,8 +37,8 @@ def queued(store: JobStore, model: str = "m") -> Job:
     return store.add(Kind.BUILD, model, {"recipe": "int8"})
 
 
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + SOON_S
+def until(true: Callable[[], bool], within_s: float = SOON_S) -> None:
+    end = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -234,22 +236,45 @@ def test_a_builder_that_is_stopped_leaves_its_job_to_the_next(
     assert (store.find(job.id).state, store.find(job.id).attempts) == (State.QUEUED, 0)
 
 
+BUILDER = """
+import sys
+from pathlib import Path
+from service.building import Builder
+from service.state.database import Database
+from variants.catalog import Catalog
+Builder(Database(sys.argv[1]), Catalog(root=Path(sys.argv[2])), (sys.executable, "-c", sys.argv[3])).run()
+"""
+
+
 def test_the_job_of_a_builder_that_is_killed_is_done_by_the_next(
-    homes: Homes, url: str, database: Database, store: JobStore
+    url: str, catalog: Catalog, database: Database, store: JobStore
 ) -> None:
-    job = store.add(Kind.BUILD, "digits", {"recipe": "fp16"})
-    environment = homes.environment | {"MIPGATE_STATE": url}
-    first = subprocess.Popen([sys.executable, "-m", "service.building"], cwd=ROOT, env=environment)
-    until(lambda: store.find(job.id).state is State.RUNNING)
-    first.kill()
-    first.wait()
+    job = queued(store)
+    with subprocess.Popen([sys.executable, "-c", BUILDER, url, catalog.root, STUCK], cwd=ROOT) as first:
+        pid = grandchild(store, job)
+        first.kill()
+    os.kill(pid, signal.SIGKILL)
     with database.writing() as connection:  # its lease ends
         connection.execute(update(jobs).values(expires=0.0))
-    second = subprocess.Popen([sys.executable, "-m", "service.building"], cwd=ROOT, env=environment)
-    try:
+    with working(database, catalog, TELLS):
         until(lambda: store.find(job.id).state.is_final)
-    finally:
-        second.send_signal(signal.SIGTERM)
-        assert second.wait(SOON_S) == 0
     ended = store.find(job.id)
     assert (ended.state, ended.error, ended.attempts) == (State.SUCCEEDED, None, 2)
+
+
+def test_a_recipe_of_a_running_gateway_is_built_for_real(homes: Homes) -> None:
+    database = Database(f"sqlite:///{homes.mipgate / 'state.db'}")
+    database.migrate()
+    store = JobStore(database)
+    job = store.add(Kind.BUILD, "digits", {"name": "mine", "steps": [{"pass": "fp16"}]})
+    builder = subprocess.Popen([sys.executable, "-m", "service.building"], cwd=ROOT, env=homes.environment)
+    try:
+        until(lambda: store.find(job.id).state.is_final, BUILT_WITHIN_S)
+    finally:
+        builder.send_signal(signal.SIGTERM)
+        assert builder.wait(SOON_S) == 0
+    ended = store.find(job.id)
+    assert (ended.state, ended.error) == (State.SUCCEEDED, None)
+    assert ended.result["life"] == "candidate"
+    assert ended.result["variant"].startswith("mine@")
+    database.close()
