@@ -1,4 +1,4 @@
-"""Servers as processes: each in a session of its own on a free port, asleep while another is measured."""
+"""Servers as processes, each in a session of its own on a free port; those that never rest sleep by turns."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Peer:
         wires: How it is spoken to, by `json` and `binary`.
         variables: Of its environment, beside the caller's.
         lacks: Why there is no such wire, by its name.
+        restless: Whether it takes the processor while nobody asks, and must be stopped then.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Peer:
     wires: Mapping[str, Wire]
     variables: Mapping[str, str]
     lacks: Mapping[str, str]
+    restless: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,12 @@ class Server:
         self._wakers = 0
 
     def sleep(self) -> None:
-        """Stops all of its processes, so that they take nothing from the one that is measured."""
+        """Stops a restless server's processes, so that they take nothing from the one that is measured.
+
+        No other: some batchers take the time that they were stopped for time that their model needs.
+        """
+        if not self.peer.restless:
+            return
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()

@@ -152,7 +152,8 @@ def _litserve(artifact: Artifact, folder: Path, progress: Callable[[str], None])
     interpreter = str(python(environment("litserve", progress)))
     wires = {"json": plain_json("/predict", lambda answer: answer["output"])}
     command = (interpreter, "-m", f"{_MODULES}.litserve_server", "--port", "{port}")
-    return Peer(LITSERVE, command, wires, artifact.variables, {"binary": _NO_BINARY})
+    # Its loops poll their queues: an eighth of a core while nobody asks.
+    return Peer(LITSERVE, command, wires, artifact.variables, {"binary": _NO_BINARY}, restless=True)
 
 
 def _mlserver(artifact: Artifact, folder: Path, progress: Callable[[str], None]) -> Peer:

@@ -1,4 +1,4 @@
-"""The servers of one part: started, checked, asleep until their turn. Who fails is a hole with a reason."""
+"""The servers of one part: started, checked, at rest until their turn. Who fails is a hole with a reason."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Stage:
     Attributes:
         folder: For their homes and logs.
         progress: Told who starts.
-        servers: Those that answer, asleep.
+        servers: Those that answer, at rest.
         holes: Why others are missing.
         rollout_hole: Why no rollout ran.
         busy: Share of the machine that other work took, each time that one looked.
@@ -95,7 +95,7 @@ class Stage:
     def start(
         self, name: str, make: Callable[[Path], Peer], probe: Callable[[Peer], Request]
     ) -> Server | None:
-        """Starts a server and puts it to sleep; None where it is a hole.
+        """Starts a server and lets it rest; None where it is a hole.
 
         Args:
             name: Under which it stands here.
@@ -129,7 +129,7 @@ class Stage:
             self.hole(name, str(error))
 
     def look(self) -> None:
-        """Notes how busy the machine is while all servers sleep."""
+        """Notes how busy the machine is while no server is asked."""
         self.busy.append(psutil.cpu_percent(_LOOK_S) / 100)
 
 
