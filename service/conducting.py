@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from service.errors import NotFoundError
+from service.rollout.judgement import Verdict, judge_candidates
 from service.rollout.machine import advance
 from service.rollout.rollout import Arm, Observation, Outcome, Phase, Rollout, Transition
 from service.state.database import Database
@@ -51,6 +52,7 @@ class Turn:
         running: Rollouts that have not ended, by id.
         changed: Those that differ from the turn before, with those that have ended since.
         transitions: The changes that this worker made.
+        verdicts: What the evidence says of guards whose rollouts stay as they are, by model.
         ended: Jobs that ended since the turn before; only the holder of the lease is told.
         is_holder: Whether this worker advances rollouts.
     """
@@ -58,6 +60,7 @@ class Turn:
     running: Mapping[str, Rollout] = field(default_factory=dict)
     changed: tuple[Rollout, ...] = ()
     transitions: tuple[Transition, ...] = ()
+    verdicts: tuple[tuple[str, Verdict], ...] = ()
     ended: tuple[Job, ...] = ()
     is_holder: bool = False
 
@@ -95,6 +98,7 @@ class Conducting:
         self._looked: float | None = None
         self._migrated = False
         self._known: dict[str, Rollout] = {}
+        self._verdicts: list[tuple[str, Verdict]] = []
         self._complained: set[str] = set()
 
     def turn(self, batch: Batch | None) -> Turn:
@@ -110,6 +114,7 @@ class Conducting:
             self._evidence.write(self._worker, batch)
         running = self._rollouts.running(self._known)
         transitions: list[Transition] = []
+        self._verdicts = []
         ended: list[Job] = []
         lease = self._held()
         if lease is not None:
@@ -124,7 +129,14 @@ class Conducting:
             running[transition.rollout.id] = transition.rollout
         changed = [*self._changed(running)]
         self._known = {i: rollout for i, rollout in running.items() if not rollout.phase.is_final}
-        return Turn(self._known, tuple(changed), tuple(transitions), tuple(ended), lease is not None)
+        return Turn(
+            self._known,
+            tuple(changed),
+            tuple(transitions),
+            tuple(self._verdicts),
+            tuple(ended),
+            lease is not None,
+        )
 
     def end(self) -> None:
         """Lets another worker advance rollouts at once.
@@ -152,6 +164,8 @@ class Conducting:
         observation = Observation(seen, self._carried_out(rollout, lease), secrets.randbits(32))
         transition = advance(rollout, observation, self._now())
         if transition is None:
+            if rollout.phase in (Phase.PROGRESSING, Phase.WAITING):
+                self._verdicts += [(rollout.model, verdict) for verdict in judge_candidates(rollout, seen)]
             return None
         try:
             self._rollouts.record(transition, lease)

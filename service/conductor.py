@@ -175,6 +175,10 @@ class Conductor:
         for transition in turn.transitions:
             after = transition.rollout
             self._metrics.rollout_transitions.labels(after.model, after.phase.value).inc()
+            for figure in transition.figures:
+                self._metrics.judged(after.model, figure)
+        for model, verdict in turn.verdicts:
+            self._metrics.judged(model, verdict.to_json())
         for job in turn.ended:
             self._metrics.builds.labels(job.model, job.state.value).inc()
             if job.started is not None and job.finished is not None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -127,15 +128,16 @@ class Metrics:
         )
         self.rollout_guard = gauge(
             "mipgate_rollout_guard", "A guard's statistic: its estimate, confidence bounds and threshold.",
-            "model", "statistic", "bound",
-        )  # fmt: skip
-        self.rollout_guard_breached = gauge(
-            "mipgate_rollout_guard_breached", "1 while the evidence of the running rollout breaks a guard.",
-            "model", "statistic",
+            "model", "arm", "statistic", "bound",
         )  # fmt: skip
         self.rollout_guard_samples = gauge(
-            "mipgate_rollout_guard_samples", "Observations behind a guard's estimate.", "model", "statistic"
-        )
+            "mipgate_rollout_guard_samples", "Observations behind a guard's estimate.",
+            "model", "arm", "statistic",
+        )  # fmt: skip
+        self.rollout_guard_breaches = counter(
+            "mipgate_rollout_guard_breaches_total", "Candidates of rollouts that broke a guard.",
+            "model", "arm", "statistic",
+        )  # fmt: skip
         self.build_duration = histogram(
             "mipgate_build_duration_seconds", "Time that a build job took.", _BUILDS, "model"
         )
@@ -179,6 +181,15 @@ class Metrics:
             self.rejected.labels(model, reason)
         for tier in tiers:
             self.deadline_missed.labels(model, tier)
+
+    def judged(self, model: str, figure: Mapping[str, Any]) -> None:
+        """Notes what the evidence says of a guard, as a rollout's history keeps it."""
+        labels = (model, figure["arm"], figure["statistic"])
+        for bound in GUARD_BOUNDS:
+            if figure[bound] is not None:
+                self.rollout_guard.labels(*labels, bound).set(figure[bound])
+        self.rollout_guard_samples.labels(*labels).set(figure["samples"])
+        self.rollout_guard_breaches.labels(*labels).inc(figure["verdict"] == "fails")
 
 
 def exposition() -> bytes:

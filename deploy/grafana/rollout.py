@@ -41,8 +41,8 @@ ROLLOUT = Board(
             "none",
             (
                 Query(
-                    f"max by (model, statistic, bound) (mipgate_rollout_guard{{{M}}})",
-                    "{{model}} {{statistic}}: {{bound}}",
+                    f"max by (model, arm, statistic, bound) (mipgate_rollout_guard{{{M}}})",
+                    "{{model}} {{arm}} {{statistic}}: {{bound}}",
                 ),
             ),
             width=12,
@@ -55,8 +55,8 @@ ROLLOUT = Board(
             "none",
             (
                 Query(
-                    f"max by (model, statistic) (mipgate_rollout_guard_samples{{{M}}})",
-                    "{{model}} {{statistic}}",
+                    f"max by (model, arm, statistic) (mipgate_rollout_guard_samples{{{M}}})",
+                    "{{model}} {{arm}} {{statistic}}",
                 ),
             ),
             width=6,
@@ -65,12 +65,13 @@ ROLLOUT = Board(
         Panel(
             "lines",
             "Guards breached",
-            "1 while the evidence breaks a guard.",
+            "How often candidates broke a guard, over the time that is shown.",
             "none",
             (
                 Query(
-                    f"max by (model, statistic) (mipgate_rollout_guard_breached{{{M}}})",
-                    "{{model}} {{statistic}}",
+                    "sum by (model, arm, statistic) "
+                    f"(increase(mipgate_rollout_guard_breaches_total{{{M}}}[$__range]))",
+                    "{{model}} {{arm}} {{statistic}}",
                 ),
             ),
             Limits(1, 1),

@@ -9,9 +9,13 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Metric, start_http_server
 
-from service.metrics import GUARD_BOUNDS, Metrics
+from service.metrics import Metrics
 
 MODEL = "recorded"
+_FIGURE = {
+    "arm": "candidate", "statistic": "agreement", "verdict": "passes", "samples": 1200,
+    "estimate": 0.995, "low": 0.991, "high": 0.999, "threshold": 0.99,
+}  # fmt: skip
 _ARMS = {"primary": 0.75, "candidate": 0.25}
 
 
@@ -45,10 +49,7 @@ def serving_recorded() -> Iterator[int]:
     for arm, weight in _ARMS.items():
         metrics.rollout_weight.labels(MODEL, arm).set(weight)
     metrics.rollout_phase.labels(MODEL, "progressing").set(1)
-    for bound in GUARD_BOUNDS:
-        metrics.rollout_guard.labels(MODEL, "agreement", bound).set(0.99)
-    metrics.rollout_guard_breached.labels(MODEL, "agreement").set(0)
-    metrics.rollout_guard_samples.labels(MODEL, "agreement").set(1200)
+    metrics.judged(MODEL, _FIGURE)
     metrics.drift_score.labels(MODEL, "input:image").set(0.03)
     metrics.breaker_open.labels(MODEL, "candidate").set(0)
     metrics.state_up.labels("sqlite").set(1)
