@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import click
@@ -33,8 +33,7 @@ class Remote:
 
     def __init__(self, url: str, key: str | None) -> None:
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=_WITHIN_S)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def get(self, path: str, **query: str) -> Any:
         """The JSON at this path."""
@@ -50,7 +49,7 @@ class Remote:
 
     def events(self, path: str) -> Iterator[tuple[str, Any]]:
         """Names and documents of a stream of events, until it ends."""
-        with self._explained(), self._client.stream("GET", path, timeout=_EVENTS_PAUSE_S) as response:
+        with self._explained(), self._stream(path) as response:
             if not response.is_success:
                 response.read()
                 raise click.ClickException(_reason(response))
@@ -62,9 +61,14 @@ class Remote:
                 elif field == "data":
                     yield name, json.loads(value)
 
+    def _stream(self, path: str) -> AbstractContextManager[httpx.Response]:
+        return httpx.stream("GET", self.url + path, headers=self._headers, timeout=_EVENTS_PAUSE_S)
+
     def _ask(self, method: str, path: str, **content: Any) -> Any:
         with self._explained():
-            response = self._client.request(method, path, **content)
+            response = httpx.request(
+                method, self.url + path, headers=self._headers, timeout=_WITHIN_S, **content
+            )
         if not response.is_success:
             raise click.ClickException(_reason(response))
         return response.json()

@@ -231,7 +231,7 @@ def test_a_key_beyond_its_rate_is_told_when_to_come_back(admin: Admin) -> None:
 
 def test_feedback_is_taken_once(admin: Admin) -> None:
     now = admin.desk.now()
-    answers = [Served(name, "digits", "fp32@0", "balanced", "", "", 3, now) for name in ("a", "b", "c")]
+    answers = [Served(name, "digits", "fp32@0", "balanced", "", "", [3], now) for name in ("a", "b", "c")]
     admin.desk.evidence.write("w", Batch(1, served=answers))
     client = admin.client()
     assert client.post("/v1/feedback", json={"request_id": "a", "label": 3}).json() == {"accepted": 1}
