@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass
 from time import perf_counter
 
+from service.breaker import Circuit
 from service.demand import Demand
 from service.errors import InferenceError, ServiceError, UnavailableError
 from service.loaded import LoadedModel, LoadedVariant
@@ -21,6 +22,9 @@ log = logging.getLogger("mipgate.router")
 
 # How often the level of degrading is looked at.
 _LOOK_S = 0.05
+
+# A queue shorter than this share of the time that is left changes no decision.
+_UNHURRIED = 0.1
 
 _Terms = tuple[str, float, float | None, float]
 
@@ -54,6 +58,7 @@ class Router:
         self._pace = pace
         self._demand = Demand(perf_counter())
         self._plans: dict[_Terms, _Plan] = {}
+        self._usual: dict[tuple[_Terms, int], tuple[Route, float, _Plan]] = {}
         self._looked = 0.0
 
     def route(
@@ -77,11 +82,24 @@ class Router:
             UnmeetableSloError: Nothing could ever meet what it asks for.
             UnavailableError: Nothing can now.
         """
-        now = perf_counter()
-        lowered = self._offered(model, pinned, slo, request.rows, now)
+        now, rows = perf_counter(), request.rows
+        terms = (model.name, slo.floor, slo.degraded_floor, slo.deadline_ms)
+        if pinned is None:
+            usual = self._usual.get((terms, rows))
+            if usual is not None and now - self._looked <= _LOOK_S:
+                route, needs_ms, plan = usual
+                if self._is_unhurried(route.variant, needs_ms, (deadline - now) * 1e3):
+                    self._demand.offer(plan.costs_ms, rows)
+                    return route
+        lowered = self._offered(model, pinned, slo, terms, rows, now)
         load = self._load(model, slo, request, deadline, now, lowered)
         if pinned is None:
-            return self._choose(model, model.allowed(now), slo, request, load, now)
+            route = self._choose(model, model.allowed(now), slo, request, load, now)
+            if lowered is None and route.degraded_from is None:
+                needs_ms = route.variant.predict_ms(rows) * self._pace.margin
+                if self._is_unhurried(route.variant, needs_ms, load.time_left_ms):
+                    self._usual[terms, rows] = route, needs_ms, self._plans[terms]
+            return route
         if not pinned.breaker.allows(now):
             raise _open_circuit(pinned.key, pinned.breaker.until - now)
         admit(slo, request.rows, pinned.candidate, load)
@@ -118,6 +136,14 @@ class Router:
         done_ms *= self._pace.margin
         return done_ms if variant.is_open else done_ms + variant.profile.load_s * 1e3
 
+    def _is_unhurried(self, variant: LoadedVariant, needs_ms: float, time_left_ms: float) -> bool:
+        """Whether so little waits that what was chosen a moment ago for the same terms is right again."""
+        return (
+            variant.breaker.circuit is Circuit.CLOSED
+            and variant.is_open
+            and self._scheduler.wait_ms() + needs_ms <= _UNHURRIED * time_left_ms
+        )
+
     def _choose(
         self,
         model: LoadedModel,
@@ -151,7 +177,13 @@ class Router:
         return Load((deadline - now) * 1e3, completion_ms, self._scheduler.wait_ms(), lowered)
 
     def _offered(
-        self, model: LoadedModel, pinned: LoadedVariant | None, slo: Slo, rows: int, now: float
+        self,
+        model: LoadedModel,
+        pinned: LoadedVariant | None,
+        slo: Slo,
+        terms: _Terms,
+        rows: int,
+        now: float,
     ) -> float | None:
         """Counts what a request costs; returns the floor that degrading requests have now, if any."""
         if now - self._looked > _LOOK_S:
@@ -159,7 +191,6 @@ class Router:
         if pinned is not None:
             self._demand.offer((work_ms(pinned.candidate, slo.deadline_ms),), rows)
             return None
-        terms = (model.name, slo.floor, slo.degraded_floor, slo.deadline_ms)
         plan = self._plans.get(terms)
         if plan is None:
             steps = ladder(slo, model.candidates)
@@ -176,6 +207,7 @@ class Router:
         self._looked = now
         before, after = self._demand.level.step, self._demand.look(now).step
         self._plans.clear()
+        self._usual.clear()
         if before != after:
             log.warning("requests that allow degrading go %d steps down now, not %d", after, before)
 
