@@ -61,6 +61,11 @@ class Demand:
         self._offered: dict[tuple[float, ...], int] = {}
         self.level = Level()
 
+    @property
+    def is_scarce(self) -> bool:
+        """Whether more was offered, at full quality, than the device can do."""
+        return self._loads[0] > FULL
+
     def offer(self, costs_ms: tuple[float, ...], rows: int) -> None:
         """Counts a request.
 

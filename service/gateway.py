@@ -82,7 +82,8 @@ class GatewayService(bentoml.Service[Any]):
         fleet = Fleet(catalog, host, metrics, settings.max_batch_rows, settings.memory_budget_bytes)
         fleet.load_all()
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
-        self.core = Inference(fleet, Scheduler(limits), Transforming(limits, metrics), metrics)
+        scheduler = Scheduler(limits, margin=lambda: fleet.pace.margin)
+        self.core = Inference(fleet, scheduler, Transforming(limits, metrics), metrics)
         self.core.listeners += self.observers.listeners
         self.core.refusals.append(self.observers.requests.refused)
         self.operation = Operation(settings, catalog, host, self.core)

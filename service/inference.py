@@ -75,7 +75,7 @@ class Inference:
         self.listeners: list[Listener] = []
         self.refusals: list[Callable[[ServiceError, str, str], None]] = []
         self.experiments: Experiments | None = None
-        self._router = Router(scheduler, fleet.pace)
+        self._router = Router(scheduler)
         self._prefix = secrets.token_hex(6)
         self._last_id = 0
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import insort
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
@@ -131,14 +131,22 @@ class Queue(Generic[J]):
         full, rest = divmod(rows, most)
         return full * self.variant.predict_ms(most) + (self.variant.predict_ms(rest) if rest else 0.0)
 
-    def fit(self, now: float) -> tuple[int, int]:
-        """Requests of the next batch, and their rows: the first, and what its deadline has room for."""
+    def fit(self, now: float, margin: float) -> tuple[int, int]:
+        """Requests of the next batch, and their rows: the first, and what its deadline has room for.
+
+        Args:
+            now: When it would begin.
+            margin: How much longer than predicted it may take.
+        """
         jobs, variant = self.jobs, self.variant
         first = jobs[self.start]
         rows, end = first.rows, self.start + 1
         while end < len(jobs):
             more = rows + jobs[end].rows
-            if more > variant.max_batch_rows or now + variant.predict_ms(more) / 1e3 > first.deadline:
+            if (
+                more > variant.max_batch_rows
+                or now + variant.predict_ms(more) * margin / 1e3 > first.deadline
+            ):
                 break
             rows, end = more, end + 1
         return end - self.start, rows
@@ -154,9 +162,15 @@ Queues = dict[Hashable, Queue[J]]
 
 
 class Backlog(Generic[T]):
-    """Everything that waits for one device."""
+    """Everything that waits for one device.
 
-    def __init__(self) -> None:
+    Args:
+        margin: How much longer than predicted a batch may well take now, as a factor: what is promised holds
+            even then.
+    """
+
+    def __init__(self, margin: Callable[[], float] = lambda: 1.0) -> None:
+        self._margin = margin
         self.queues: Queues[Job[T]] = {}  # none of them is empty
         self._owed_ms = 0.0  # to priority `batch`
 
@@ -175,7 +189,7 @@ class Backlog(Generic[T]):
         """Takes the most urgent batch out; requests that expired or were abandoned may be in it."""
         if not self.queues:
             return None
-        queue, jobs, self._owed_ms = _take(self.queues, self._owed_ms, now)
+        queue, jobs, self._owed_ms = _take(self.queues, self._owed_ms, now, self._margin())
         return queue.variant, jobs
 
     def clear(self) -> list[Job[T]]:
@@ -207,12 +221,13 @@ class Backlog(Generic[T]):
             A time on the scheduler's clock; infinity when it would make late what waits already and would
             be in time without it.
         """
-        alone_s = variant.predict_ms(rows) / 1e3
+        margin = self._margin()
+        alone_s = variant.predict_ms(rows) * margin / 1e3
         if not self.queues:
             return free_at + alone_s
         own = self.queues.get(key)
-        more_ms = own.work_ms(rows) - own.work_ms() if own else alone_s * 1e3
-        finish = free_at + (self.work_ms() + more_ms) / 1e3
+        more_s = (own.work_ms(rows) - own.work_ms()) * margin / 1e3 if own else alone_s
+        finish = free_at + self.work_ms() * margin / 1e3 + more_s
         earliest = min(queue.head.deadline for queue in self.queues.values())
         if finish <= min(deadline, earliest):
             return finish  # in whatever order
@@ -230,10 +245,10 @@ class Backlog(Generic[T]):
         """Plays the device's decisions forward with the newcomer among what waits."""
         queues = {known: queue.copy() for known, queue in self.queues.items()}
         queues.setdefault(key, Queue[Turn](variant, priority)).push(newcomer)
-        owed_ms, answer = self._owed_ms, inf
+        owed_ms, answer, margin = self._owed_ms, inf, self._margin()
         while queues:
-            queue, jobs, owed_ms = _take(queues, owed_ms, now)
-            now += queue.variant.predict_ms(sum([job.rows for job in jobs])) / 1e3
+            queue, jobs, owed_ms = _take(queues, owed_ms, now, margin)
+            now += queue.variant.predict_ms(sum([job.rows for job in jobs])) * margin / 1e3
             if newcomer in jobs:
                 answer = now
                 if answer > newcomer.deadline:
@@ -245,7 +260,7 @@ class Backlog(Generic[T]):
         return answer
 
 
-def _take(queues: Queues[J], owed_ms: float, now: float) -> tuple[Queue[J], list[J], float]:
+def _take(queues: Queues[J], owed_ms: float, now: float, margin: float) -> tuple[Queue[J], list[J], float]:
     """The next batch, taken out of its queue, and what is owed to priority `batch` then."""
     first: dict[Priority, Hashable] = {}
     for key, queue in queues.items():
@@ -258,7 +273,7 @@ def _take(queues: Queues[J], owed_ms: float, now: float) -> tuple[Queue[J], list
     if patient is not None and both_wait and owed_ms >= queues[patient].variant.predict_ms(1):
         key = patient
     queue = queues[key]
-    count, rows = queue.fit(now)
+    count, rows = queue.fit(now, margin)
     took_ms = queue.variant.predict_ms(rows)
     if not both_wait:
         owed_ms = 0.0

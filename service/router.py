@@ -6,6 +6,7 @@ What it sees is the queue, the host's pace, the circuits of its variants, and wh
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -13,7 +14,6 @@ from service.breaker import Circuit
 from service.demand import Demand
 from service.errors import InferenceError, ServiceError, UnavailableError
 from service.loaded import LoadedModel, LoadedVariant
-from service.pace import DevicePace
 from service.protocol import InferRequest
 from service.routing import Candidate, Load, Slo, admit, choose, ladder, work_ms
 from service.scheduler import Scheduler
@@ -53,10 +53,10 @@ class _Plan:
 class Router:
     """Routes the requests of one device."""
 
-    def __init__(self, scheduler: Scheduler, pace: DevicePace) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Callable[[], float] = perf_counter) -> None:
         self._scheduler = scheduler
-        self._pace = pace
-        self._demand = Demand(perf_counter())
+        self._clock = clock
+        self._demand = Demand(clock())
         self._plans: dict[_Terms, _Plan] = {}
         self._usual: dict[tuple[_Terms, int], tuple[Route, float, _Plan]] = {}
         self._looked = 0.0
@@ -82,7 +82,7 @@ class Router:
             UnmeetableSloError: Nothing could ever meet what it asks for.
             UnavailableError: Nothing can now.
         """
-        now, rows = perf_counter(), request.rows
+        now, rows = self._clock(), request.rows
         terms = (model.name, slo.floor, slo.degraded_floor, slo.deadline_ms)
         if pinned is None:
             usual = self._usual.get((terms, rows))
@@ -95,8 +95,8 @@ class Router:
         load = self._load(model, slo, request, deadline, now, lowered)
         if pinned is None:
             route = self._choose(model, model.allowed(now), slo, request, load, now)
-            if lowered is None and route.degraded_from is None:
-                needs_ms = route.variant.predict_ms(rows) * self._pace.margin
+            if lowered is None and not load.is_scarce and route.degraded_from is None:
+                needs_ms = route.variant.predict_ms(rows)
                 if self._is_unhurried(route.variant, needs_ms, load.time_left_ms):
                     self._usual[terms, rows] = route, needs_ms, self._plans[terms]
             return route
@@ -120,7 +120,7 @@ class Router:
         Raises:
             InferenceError: None does; the variant's own error.
         """
-        now = perf_counter()
+        now = self._clock()
         others = [each for each in model.allowed(now) if each.version != failed.version]
         try:
             load = self._load(model, slo, request, deadline, now, None)
@@ -131,9 +131,8 @@ class Router:
     def completion_ms(
         self, variant: LoadedVariant, slo: Slo, request: InferRequest, deadline: float
     ) -> float:
-        """Predicted time, on the safe side, until a variant's answer would be there."""
+        """Time, on the safe side, until a variant's answer would be there."""
         done_ms = self._scheduler.completion_ms(variant, request.inputs, request.rows, deadline, slo.priority)
-        done_ms *= self._pace.margin
         return done_ms if variant.is_open else done_ms + variant.profile.load_s * 1e3
 
     def _is_unhurried(self, variant: LoadedVariant, needs_ms: float, time_left_ms: float) -> bool:
@@ -174,7 +173,9 @@ class Router:
         def completion_ms(candidate: Candidate) -> float:
             return self.completion_ms(variants[candidate.version], slo, request, deadline)
 
-        return Load((deadline - now) * 1e3, completion_ms, self._scheduler.wait_ms(), lowered)
+        return Load(
+            (deadline - now) * 1e3, completion_ms, self._scheduler.wait_ms(), lowered, self._demand.is_scarce
+        )
 
     def _offered(
         self,

@@ -28,6 +28,7 @@ _PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
 # Of requests of priority `batch` that state none: nobody waits at a screen for them.
 BATCH_DEADLINE_MS = 60_000.0
 _BATCHES = (1, 2, 4, 8, 16, 32)
+_SCARCE_ROWS = 16  # batches are large where time is scarce
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,14 @@ class Load:
             others late.
         wait_ms: Predicted time until all that waits is done.
         lowered: The floor, for the time being, of requests that allow degrading, or None.
+        is_scarce: Whether more is asked for than the device can do at full quality.
     """
 
     time_left_ms: float
     completion_ms: Callable[[Candidate], float]
     wait_ms: float
     lowered: float | None = None
+    is_scarce: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,9 @@ class SloReader:
 def choose(slo: Slo, rows: int, candidates: Sequence[Candidate], load: Load) -> Decision:
     """The variant that answers: at or above the floor, the lowest predicted completion.
 
+    Where the device's time is scarce, it is the one among those in time that takes least of it: what it
+    leaves is somebody else's answer.
+
     Args:
         slo: What the request asks for.
         rows: Rows in the request.
@@ -237,6 +243,8 @@ def _soonest(floor: float, candidates: Iterable[Candidate], rows: int, load: Loa
     ]
     if len(in_time) < 2:
         return in_time[0][1] if in_time else None
+    if load.is_scarce:
+        return min([c for _, c in in_time], key=lambda c: c.predict_ms(_SCARCE_ROWS))
     first = min(in_time, key=lambda pair: pair[0])[1]
     limit = first.predict_ms(rows) * TIE
     return max([c for _, c in in_time if c.predict_ms(rows) <= limit], key=lambda c: c.ratio)

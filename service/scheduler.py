@@ -72,10 +72,16 @@ class _Held:
 class Scheduler:
     """Runs requests on one device."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float] = perf_counter,
+        margin: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        """`margin` tells how much longer than predicted a batch may well take now, as a factor."""
         self._limits = limits
         self._clock = clock
-        self._backlog: Backlog[Completed] = Backlog()
+        self._backlog: Backlog[Completed] = Backlog(margin)
         self._held: dict[str, _Held] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mipgate-device")
         self._busy_until: float | None = None
@@ -105,7 +111,7 @@ class Scheduler:
     def completion_ms(
         self, variant: Executable, inputs: Mapping[str, Array], rows: int, deadline: float, priority: Priority
     ) -> float:
-        """Predicted time until a request that comes now would be done.
+        """Time, on the safe side, until a request that comes now would be done.
 
         Args:
             variant: What is to answer it.
@@ -117,8 +123,6 @@ class Scheduler:
         Returns:
             Milliseconds; infinity when it would make others late that were admitted.
         """
-        if self._busy_until is None and not self._backlog.queues:
-            return variant.predict_ms(rows)
         now = self._clock()
         key = (variant.key, variant.shape_key(inputs), priority)
         return (
