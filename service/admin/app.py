@@ -13,10 +13,11 @@ from service.admin import feedback, jobs, keys, models, rollouts, streams
 from service.admin.desk import Desk, Handler, answer
 from service.admin.events import Changes
 from service.admin.guard import guarded
+from service.console.routes import CONSOLE_PATH, console_routes
 from service.rollout.command import Verb
 from variants.variant import Life
 
-PATHS = ("/admin", "/v1/feedback")
+PATHS = ("/admin", "/v1/feedback", CONSOLE_PATH)
 
 _MODEL = "/admin/models/{model}"
 _VARIANT = f"{_MODEL}/variants/{{variant}}"
@@ -60,12 +61,13 @@ def routes(changes: Changes) -> list[tuple[str, str, Role | None, Handler]]:
 
 
 def admin_app(desk: Desk, changes: Changes) -> Starlette:
-    """The API over these rooms."""
+    """The API over these rooms, and the page over it."""
+    api = [
+        Route(path, guarded(desk, role, handler), methods=[method])
+        for method, path, role, handler in routes(changes)
+    ]
     return Starlette(
-        routes=[
-            Route(path, guarded(desk, role, handler), methods=[method])
-            for method, path, role, handler in routes(changes)
-        ],
+        routes=[*api, *console_routes(desk.access)],
         exception_handlers={HTTPException: _unrouted},
     )
 
