@@ -16,7 +16,7 @@ from service.errors import NotFoundError
 from service.rollout.judgement import Verdict, judge_candidates
 from service.rollout.machine import advance
 from service.rollout.rollout import Arm, Observation, Outcome, Phase, Rollout, Transition
-from service.state.database import Database
+from service.state.database import Database, StateAwayError
 from service.state.evidence import Batch, EvidenceStore
 from service.state.jobs import Job, JobStore
 from service.state.leases import FencedError, Lease, Leases, check, forget
@@ -119,7 +119,7 @@ class Conducting:
         lease = self._held()
         if lease is not None:
             try:
-                transitions = [t for r in running.values() if (t := self._moved(r, lease))]
+                transitions = [t for r in running.values() if (t := self._advanced(r, lease))]
                 ended = self._ended_jobs()
                 self._prune(lease)
             except FencedError as error:
@@ -158,8 +158,20 @@ class Conducting:
                 log.info("%s advances rollouts, token %d", self._worker, self._lease.token)
         return self._lease
 
+    def _advanced(self, rollout: Rollout, lease: Lease) -> Transition | None:
+        """Advances a rollout, if the evidence says so; one that cannot be does not hold up the others."""
+        try:
+            return self._moved(rollout, lease)
+        except (FencedError, StateAwayError):
+            raise
+        except Exception:
+            complaint = f"rollout {rollout.id} cannot be advanced in version {rollout.version}"
+            if complaint not in self._complained:
+                self._complained.add(complaint)
+                log.exception("%s", complaint)
+            return None
+
     def _moved(self, rollout: Rollout, lease: Lease) -> Transition | None:
-        """Advances a rollout, if the evidence says so."""
         seen = self._evidence.compact(rollout.id, lease)
         observation = Observation(seen, self._carried_out(rollout, lease), secrets.randbits(32))
         transition = advance(rollout, observation, self._now())

@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.rollout.evidence import ArmTally, Feedback
 from service.rollout.rollout import Phase, Rollout
 from service.state.database import StateAwayError
-from service.state.evidence import Batch, EvidenceStore, Served
+from service.state.evidence import Batch, EvidenceStore, Served, is_keepable
 
 log = logging.getLogger("mipgate.conductor")
 
@@ -27,14 +27,9 @@ _Active = dict[tuple[str, str | None], Rollout]
 
 
 class Conductor:
-    """Follows the shared state.
-
-    Attributes:
-        listeners: Called on the event loop with each rollout that changed.
-    """
+    """Follows the shared state."""
 
     def __init__(self, conducting: Conducting, evidence: EvidenceStore, metrics: Metrics) -> None:
-        self.listeners: list[Callable[[Rollout], None]] = []
         self._conducting = conducting
         self._evidence = evidence
         self._metrics = metrics
@@ -66,8 +61,8 @@ class Conductor:
         return tally
 
     def remember(self, answer: Served) -> None:
-        """Keeps an answer for a label that may come; beyond a bound it is forgotten, which is logged."""
-        if len(self._served) < _MOST_SERVED:
+        """Keeps an answer for a label that may come; the log says when it does not."""
+        if len(self._served) < _MOST_SERVED and is_keepable(answer.request):
             self._served.append(answer)
         else:
             self._dropped += 1
@@ -154,7 +149,10 @@ class Conductor:
         self._tallies = {key: tally for key, tally in self._tallies.items() if key[0] in running}
         served, self._served = self._served, []
         if self._dropped:
-            log.warning("%d answers are not kept for labels: too many wait to be written", self._dropped)
+            log.warning(
+                "%d answers are not kept for labels: too many wait to be written, or their ids are too long",
+                self._dropped,
+            )
             self._dropped = 0
         evidence = {key: counts for key, counts in seen.items() if counts != _NOTHING}
         if not evidence and not served:
@@ -170,8 +168,6 @@ class Conductor:
         self._active = {(rollout.model, rollout.tier): rollout for rollout in turn.running.values()}
         for rollout in turn.changed:
             self._tell(rollout)
-            for listener in self.listeners:
-                listener(rollout)
         for transition in turn.transitions:
             after = transition.rollout
             self._metrics.rollout_transitions.labels(after.model, after.phase.value).inc()

@@ -151,7 +151,6 @@ def _engine(text_url: str) -> Engine:
                 pool_pre_ping=True,
                 pool_timeout=_POOL_TIMEOUT_S,
                 json_serializer=_to_json,
-                json_deserializer=orjson.loads,
             )
     except ArgumentError as error:
         raise StateUrlError(f"MIPGATE_STATE is no URL of a database. {_REMEDY}") from error
@@ -166,9 +165,7 @@ def _to_json(document: object) -> str:
 
 
 def _sqlite(url: URL) -> Engine:
-    engine = create_engine(
-        url, pool_timeout=_POOL_TIMEOUT_S, json_serializer=_to_json, json_deserializer=orjson.loads
-    )
+    engine = create_engine(url, pool_timeout=_POOL_TIMEOUT_S, json_serializer=_to_json)
 
     @event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _: object) -> None:

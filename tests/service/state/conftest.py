@@ -44,14 +44,14 @@ class Postgres:
     def stop(self, mode: str = "immediate") -> None:
         self._run("pg_ctl", "stop", "-w", f"--pgdata={self.data}", f"--mode={mode}")
 
-    def url(self, name: str) -> str:
-        return f"postgresql://mipgate@/{name}?host={self.folder}"
+    def url(self, user: str = "mipgate") -> str:
+        return f"postgresql://{user}@/postgres?host={self.folder}"
 
     def create(self) -> str:
-        """The URL of a new, empty database."""
+        """The URL of a user with an empty schema: cheaper than a database, and as good."""
         name = f"test_{secrets.token_hex(4)}"
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {name} LOGIN; CREATE SCHEMA {name} AUTHORIZATION {name}")
         return self.url(name)
 
     def _run(self, name: str, *arguments: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from service.conducting import Ages, Conducting, Turn
 from service.rollout.command import Verb, command
-from service.rollout.rollout import Phase, Rollout
+from service.rollout.rollout import Kind, Phase, Rollout
 from service.state.database import Database, StateAwayError
 from service.state.evidence import Batch, EvidenceStore
 from service.state.rollouts import RolloutStore
@@ -142,6 +142,18 @@ def test_a_variant_that_was_deleted_keeps_the_rollout_where_it_is(
         'rollout r1 stays promoting: m has no variant "int8@bbbbbbbbbbbb". There are '
         "fp32@aaaaaaaaaaaa, int8@aaaaaaaaaaaa."
     ]
+
+
+def test_a_rollout_that_cannot_be_advanced_does_not_hold_up_the_others(
+    store: RolloutStore, worker: Callable[[str], Conducting], caplog: pytest.LogCaptureFixture
+) -> None:
+    start(store, name="broken", tier="fast", kind=Kind.BANDIT, reward="nonsense", phase=Phase.PROGRESSING)
+    start(store, name="r1", tier="accurate")
+    first = worker("w1")
+    first.turn(None)
+    assert [rollout.id for rollout in first.turn(None).running.values()] == ["broken", "r1"]
+    assert store.find("r1").phase is not Phase.INITIALIZING
+    assert caplog.messages.count("rollout broken cannot be advanced in version 1") == 1
 
 
 @contextmanager
