@@ -26,7 +26,7 @@ CLOSED = {
 }
 _ALPHABET = string.ascii_letters + string.digits + '-_.@%/ \\"{}\u00e9'
 _TEMPLATES = (
-    "/{}", "/metrics/{}", "/v2/{}", "/v2/models/{}/infer", "/v2/models/digits/versions/{}/infer",
+    "/x{}", "/metrics/{}", "/v2/{}", "/v2/models/{}/infer", "/v2/models/digits/versions/{}/infer",
     "/v2/models/digits/{}", "/predict/{}", "/docs/{}", "/admin/{}", "/v2/repository/models/{}/load",
 )  # fmt: skip
 _HEADERS = (
@@ -57,7 +57,7 @@ def test_no_path_model_tier_or_header_makes_a_series(homes: Homes) -> None:
             assert gateway.infer(row, variant, max_latency_ms=60_000.0).status_code == 200
         for _ in range(200):
             path = httpx.URL(path=draw.choice(_TEMPLATES).format(junk()))
-            header = {draw.choice(_HEADERS): junk().encode("ascii", "replace").decode()}
+            header = {draw.choice(_HEADERS).encode(): junk().encode("ascii", "replace").strip()}
             wish = {draw.choice(("tier", "sticky_key", "min_accuracy", "arm", "variant")): junk()}
             http.request(draw.choice(("GET", "POST", "PUT")), path, headers=header, json=request(row, **wish))
             http.post("/v2/models/digits/infer", headers=header, json=request(row, **wish))
