@@ -26,6 +26,8 @@ VERBS = {
     "bento": "Pack the released variants into a Bento.",
     "serve": "Serve the models, or a Bento, over HTTP.",
     "builder": "Build what running gateways ask for.",
+    "rollout": "Move traffic between variants on evidence.",
+    "keys": "Make, list and revoke API keys.",
     "compare": "Load-test every variant and tier of a running gateway.",
 }
 
