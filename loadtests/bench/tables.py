@@ -71,7 +71,7 @@ def _holes_of(part: Mapping[str, Any], name: str) -> dict[str, str]:
         return {}
     wire = name.partition(",")[0]
     lacks = {server: each[wire] for server, each in part["lacks"].items() if wire in each}
-    return part["holes"] | lacks
+    return {**part["holes"], **lacks}
 
 
 def _real(part: Mapping[str, Any]) -> list[str]:
