@@ -56,7 +56,7 @@ def command() -> None:
 @click.option(
     "--candidate", "candidates", multiple=True, required=True, metavar="VARIANT", help="Repeatable for some."
 )
-@click.option("--primary", metavar="VARIANT", help="What answers beside it; the router's choice if not given.")
+@click.option("--primary", metavar="VARIANT", help="What answers beside it; else the router's choice.")
 @click.option("--tier", help="Only requests of this tier take part.")
 @click.option("--weight", type=float, metavar="PERCENT", help="A/B: of each candidate.  [default: 50]")
 @click.option("--steps", type=_Percentages(), help="Canary: growing weights.  [default: 5,25,50,100]")
