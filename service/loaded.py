@@ -131,7 +131,7 @@ class LoadedVariant:
 
     def predict_ms(self, rows: int) -> float:
         """Predicted time of a batch, as this host runs now."""
-        return self.profiled_ms(rows) * self._pace.factor
+        return self._pace.corrected_ms(self.profiled_ms(rows))
 
     def profiled_ms(self, rows: int) -> float:
         """Time of a batch by the profile."""

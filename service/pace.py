@@ -11,7 +11,7 @@ from math import exp, log
 _DEVICE_RATE, _OWN_RATE, _SPREAD_RATE = 0.15, 0.03, 0.05
 _FORGETTING = 0.999  # of a variant's own factor: what all have in common belongs to the device
 _LOWEST, _HIGHEST = log(1 / 4), log(64.0)
-_TELLING_MS = 1.0  # shorter batches tell of the interpreter more than of the device
+_TELLING_MS = 1.0  # shorter batches tell of the interpreter, not of the device: the profile stands
 _WIDEST = 1.0
 
 
@@ -41,10 +41,11 @@ class Pace:
         self._log_own = 0.0
         self._own = 1.0
 
-    @property
-    def factor(self) -> float:
-        """What the profile's times are multiplied by."""
-        return self._own * self._device.factor
+    def corrected_ms(self, profiled_ms: float) -> float:
+        """The time that a batch takes now, by the time that its profile has."""
+        if profiled_ms < _TELLING_MS:
+            return profiled_ms
+        return profiled_ms * self._own * self._device.factor
 
     def ran(self, profiled_ms: float, took_ms: float) -> None:
         """Learns from a batch.
@@ -53,12 +54,13 @@ class Pace:
             profiled_ms: Its time by the profile.
             took_ms: The time that it held the device.
         """
+        if profiled_ms < _TELLING_MS:
+            return
         device = self._device
         observed = min(max(log(took_ms / profiled_ms), _LOWEST), _HIGHEST) if took_ms > 0 else _LOWEST
         error = observed - device.log_factor - self._log_own
         self._log_own = (self._log_own + _OWN_RATE * error) * _FORGETTING
         self._own = exp(self._log_own)
-        if profiled_ms >= _TELLING_MS:
-            device.log_factor += _DEVICE_RATE * error
-            device.factor = exp(device.log_factor)
-            device.spread += _SPREAD_RATE * (abs(error) - device.spread)
+        device.log_factor += _DEVICE_RATE * error
+        device.factor = exp(device.log_factor)
+        device.spread += _SPREAD_RATE * (abs(error) - device.spread)
