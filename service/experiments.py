@@ -51,6 +51,11 @@ class Part:
     variant: LoadedVariant
     tally: ArmTally
 
+    @property
+    def is_assigned(self) -> bool:
+        """Whether the rollout says what answers, and not the router."""
+        return self.arm.name != PRIMARY or self.rollout.keeps_primary
+
 
 class Experiments:
     """Gives requests their arms, and counts what came of them.
@@ -98,10 +103,11 @@ class Experiments:
             return None
         key = parameters.get("sticky_key")
         arm = assign(rollout, self._draw() if key is None else key, slo.tier.name)
-        if arm is None or not _all_meet(slo.floor, model, rollout):
+        if arm is None or not _are_told_apart(rollout, model, slo.floor, usual):
             return None
-        tally = self._conductor.tally(rollout.id, arm.name)
-        return Part(rollout, arm, usual if arm.name == PRIMARY else model.variants[arm.variant], tally)
+        is_usual = arm.name == PRIMARY and not rollout.keeps_primary
+        variant = usual if is_usual else model.variants[arm.variant]
+        return Part(rollout, arm, variant, self._conductor.tally(rollout.id, arm.name))
 
     def answered(self, part: Part | None, outcome: Outcome) -> None:
         """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
@@ -112,9 +118,9 @@ class Experiments:
             self._keep(part, outcome)
 
     def failed(self, part: Part, error: ServiceError) -> None:
-        """Counts a request that got no answer; a candidate's failure was counted before the primary's."""
+        """Counts a request that got no answer; that of an assigned variant was counted as it fell through."""
         part.tally.requests += 1
-        if part.arm.name != PRIMARY:
+        if part.is_assigned:
             return
         if isinstance(error, DeadlineError | UnavailableError):
             part.tally.misses += 1
@@ -122,11 +128,11 @@ class Experiments:
             part.tally.errors += 1
 
     def fell_through(self, part: Part, error: ServiceError | None) -> None:
-        """Counts a request that the candidate did not answer and the primary did, or will.
+        """Counts a request that the assigned variant did not answer and the router's choice did, or will.
 
         Args:
-            part: Its part, of a candidate's arm.
-            error: What the candidate ended in, or None when its answer held values that are not finite.
+            part: Its part.
+            error: What the variant ended in, or None when its answer held values that are not finite.
         """
         tally = part.tally
         tally.retries += 1
@@ -223,11 +229,13 @@ def is_finite(done: Completed) -> bool:
     return all([o.dtype.kind != "f" or bool(np.isfinite(o).all()) for o in done.outputs])
 
 
-def _all_meet(floor: float, model: LoadedModel, rollout: Rollout) -> bool:
-    """Whether every candidate is loaded and good enough: else the arms' callers would not be alike."""
-    for arm in rollout.candidates:
+def _are_told_apart(rollout: Rollout, model: LoadedModel, floor: float, usual: LoadedVariant) -> bool:
+    """Whether every arm is loaded and good enough, and none answers for another: else they say nothing."""
+    for arm in rollout.arms if rollout.keeps_primary else rollout.candidates:
         variant = model.variants.get(arm.variant)
         if variant is None or variant.candidate.ratio < floor:
+            return False
+        if variant is usual and not rollout.keeps_primary:
             return False
     return True
 

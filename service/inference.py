@@ -25,8 +25,8 @@ from service.transforming import Transforming
 
 Watch = Callable[[], None]
 
-# A candidate that does not answer gives up while the primary has so many of its times left, and this share of
-# the caller's.
+# A rollout's variant that does not answer gives up while the router's choice has so many of its times left,
+# and this share of the caller's.
 _RESERVE, _RESERVED_SHARE = 2.0, 0.2
 
 
@@ -151,23 +151,28 @@ class Inference:
             return await self._run(course, route.variant, course.deadline)
         if self.experiments is not None and route.degraded_from is None:
             course.part = part = self.experiments.part(model, slo, parameters, route.variant)
-            if part is not None and part.variant is not route.variant:
-                done = await self._ask_candidate(course, self.experiments, part, route.variant)
+            if part is not None and part.is_assigned:
+                done = await self._ask_assigned(course, self.experiments, part, route.variant)
                 if done is not None:
                     return done
+                if part.variant is route.variant:
+                    error = InferenceError(f"{route.variant.key} did not answer.")
+                    course.route = route = self._router.elsewhere(
+                        model, route.variant, slo, request, course.deadline, error
+                    )
         try:
             return await self._run(course, route.variant, course.deadline)
         except InferenceError as error:
             course.route = self._router.elsewhere(model, route.variant, slo, request, course.deadline, error)
             return await self._run(course, course.route.variant, course.deadline)
 
-    async def _ask_candidate(
-        self, course: _Course, experiments: Experiments, part: Part, primary: LoadedVariant
+    async def _ask_assigned(
+        self, course: _Course, experiments: Experiments, part: Part, usual: LoadedVariant
     ) -> Completed | None:
-        """What a rollout's candidate says, or None when the primary has to answer in its place."""
+        """What a rollout's variant says, or None when the router's choice has to answer in its place."""
         slo, request, candidate = course.slo, course.request, part.variant
         now = perf_counter()
-        reserve_s = _RESERVE * primary.predict_ms(request.rows) / 1e3
+        reserve_s = _RESERVE * usual.predict_ms(request.rows) / 1e3
         deadline = course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
         error: ServiceError | None = None
         try:

@@ -50,6 +50,7 @@ class Desk:
     judge: Callable[[Mapping[str, Any]], Awaitable[None]]  # labels by request id: all of them, or none
     hurry: Callable[[], None]  # has this worker look at the shared state at once
     session_s: float
+    takes_labels: bool = True
     _described: dict[str, tuple[str, Card, dict[str, Any]]] = field(default_factory=dict)
 
     def described(self, model: str) -> tuple[Card, dict[str, Any]]:

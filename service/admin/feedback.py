@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service.access.principal import Principal
 from service.admin.bodies import LabelBody, named, read_bytes
 from service.admin.desk import Desk, answer
-from service.errors import BadRequestError
+from service.errors import BadRequestError, ConflictError
 
 _MOST_LABELS = 1000
 _ONE: TypeAdapter[LabelBody] = TypeAdapter(LabelBody)
@@ -18,6 +18,8 @@ _SEVERAL: TypeAdapter[list[LabelBody]] = TypeAdapter(list[LabelBody])
 
 async def feedback(desk: Desk, request: Request, who: Principal) -> Response:
     """Takes a label, or a list of them: all or none."""
+    if not desk.takes_labels:
+        raise ConflictError("this gateway keeps no answers for labels. Set MIPGATE_FEEDBACK to rollouts.")
     content = await read_bytes(request)
     try:
         if content.lstrip().startswith(b"["):

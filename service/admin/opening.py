@@ -70,4 +70,5 @@ def open_desk(
         judge=judge,
         hurry=hurry,
         session_s=settings.session_s,
+        takes_labels=settings.feedback != "none",
     )

@@ -107,6 +107,7 @@ def _facts(desk: Desk, model: str) -> ModelFacts:
         {tier: recipe and card.find(recipe).id.version for tier, recipe in serves.items()},
         variants,
         tuple(rollout for rollout in running if rollout.model == model),
+        desk.takes_labels,
     )
 
 

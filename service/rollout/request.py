@@ -34,7 +34,7 @@ class RolloutRequest(BaseModel):
         description="A recipe (its newest candidate build, else the released one) or `recipe@build`."
     )
     primary: Name | None = Field(
-        None, description="The variant to compare with; by default what the router chooses for the tier."
+        None, description="The variant that answers beside it; by default whatever the router chooses."
     )
     tier: Name | None = Field(None, description="Only requests of this tier take part.")
     weight: Percent | None = Field(None, description="A/B: percent of each candidate, 50 by default.")
@@ -153,6 +153,7 @@ def begin(request: RolloutRequest, facts: ModelFacts, rollout_id: str, now: floa
         reward=request.reward or "",
         failure_budget=request.failure_budget,
         retire_failed=request.failure == "retire",
+        keeps_primary=request.primary is not None,
         reason="waits until every worker has loaded all arms",
         updated=now,
     )

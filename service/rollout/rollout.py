@@ -94,6 +94,8 @@ class Rollout:
         reward: What a bandit maximises, or an empty string.
         failure_budget: Share of requests that a candidate may fail; more sends all back at once.
         retire_failed: Whether a failed candidate is retired, or stays a candidate.
+        keeps_primary: Whether the primary's variant answers for its arm, because it was asked for; else
+            whatever the router chooses does.
         phase: Where it stands.
         ending: The final phase that finalising leads to, or None.
         step: Which of the steps runs, from 0.
@@ -118,6 +120,7 @@ class Rollout:
     reward: str = ""
     failure_budget: float = 0.01
     retire_failed: bool = False
+    keeps_primary: bool = False
     phase: Phase = Phase.INITIALIZING
     ending: Phase | None = None
     step: int = 0
@@ -199,9 +202,9 @@ class Rollout:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Rollout:
-        """Reads what `to_json` wrote."""
+        """Reads what `to_json` wrote, of this version or an older one."""
         return cls(
-            **{name: document[name] for name in _PLAIN},
+            **{name: document[name] for name in _PLAIN if name in document},
             kind=Kind(document["kind"]),
             arms=tuple(
                 Arm(**arm | {"outcome": arm["outcome"] and Outcome(arm["outcome"])})
@@ -216,7 +219,7 @@ class Rollout:
 
 _PLAIN = (
     "id", "model", "tier", "created", "entered", "deadline", "step_duration_s", "fraction", "reward",
-    "failure_budget", "retire_failed", "step", "paused", "reason", "updated", "version",
+    "failure_budget", "retire_failed", "keeps_primary", "step", "paused", "reason", "updated", "version",
 )  # fmt: skip
 
 
