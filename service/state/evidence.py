@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, delete, insert, select, update
@@ -78,7 +78,7 @@ class EvidenceStore:
                 return
             _add(connection, batch.evidence, now)
             if batch.served:  # an id that was used before stays with its first answer
-                _insert_new(connection, served, [asdict(answer) for answer in batch.served])
+                _insert_new(connection, served, [_columns(answer) for answer in batch.served])
 
     def read(self, rollout: str) -> dict[str, ArmEvidence]:
         """All that was seen of a rollout, by the arm's name.
@@ -144,6 +144,13 @@ class EvidenceStore:
         """Forgets answers and writers that are older."""
         connection.execute(delete(served).where(served.c.at < before))
         connection.execute(delete(writers).where(writers.c.at < before))
+
+
+_SERVED = tuple(each.name for each in fields(Served))
+
+
+def _columns(answer: Served) -> dict[str, Any]:
+    return {name: getattr(answer, name) for name in _SERVED}  # asdict copies, and takes ten times as long
 
 
 def _judged_once(connection: Connection, request: str, oldest: float) -> Served:
