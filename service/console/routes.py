@@ -61,9 +61,7 @@ def console_routes(access: Access) -> list[Route]:
         return file.answer(request)
 
     async def to_folder(request: Request) -> Response:
-        return RedirectResponse(
-            "console/", 307, _HEADERS
-        )  # relative: a proxy may have put a prefix before it
+        return RedirectResponse("console/", 307, _HEADERS)  # relative: a proxy may add a prefix
 
     return [
         Route(CONSOLE_PATH, to_folder, methods=["GET"]),

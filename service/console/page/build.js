@@ -9,7 +9,7 @@ const OWN = { name: "half", steps: [{ pass: "fp16", settings: {} }] };
 export function BuildForm({ model, onClose }) {
   const [kind, setKind] = useState("recipe");
   const [values, setValues] = useState({
-    recipe: model.variants.at(-1)?.name ?? "", own: JSON.stringify(OWN, null, 2), floor: "0.99", objective: "latency", trials: "20",
+    recipe: "", own: JSON.stringify(OWN, null, 2), floor: "0.99", objective: "latency", trials: "20",
   });
   const change = (field) => (event) => setValues({ ...values, [field]: event.target.value });
   const [submit, isBusy, error] = useAction(async (event) => {
@@ -31,12 +31,12 @@ export function BuildForm({ model, onClose }) {
         </fieldset>
         ${kind === "recipe" && html`
           <${Field} id="recipe" label="Recipe" hint="A recipe of the model's spec. What is unchanged is found in the store and not built again.">
-            <input id="recipe" list="recipes" required value=${values.recipe} onInput=${change("recipe")} aria-describedby="recipe-hint" />
+            <input id="recipe" list="recipes" required autocomplete="off" placeholder="int8-static" value=${values.recipe} onInput=${change("recipe")} aria-describedby="recipe-hint" />
           <//>
           <datalist id="recipes">${model.variants.map((v) => html`<option value=${v.name}></option>`)}</datalist>`}
         ${kind === "own" && html`
           <${Field} id="own" label="Recipe, as JSON" hint="A name, and the passes in order with what differs from their defaults.">
-            <textarea id="own" rows="8" spellcheck="false" required value=${values.own} onInput=${change("own")} aria-describedby="own-hint"></textarea>
+            <textarea id="own" rows="8" spellcheck=${false} required value=${values.own} onInput=${change("own")} aria-describedby="own-hint"></textarea>
           <//>`}
         ${kind === "search" && html`
           <div class="pair">

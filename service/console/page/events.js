@@ -3,9 +3,10 @@ import { address, ApiError, get } from "./api.js";
 import { changed, sample, set, state } from "./state.js";
 
 const AGAIN_MS = 3000;
-const QUIET_MS = 25_000; // the gateway sends at least a comment every 15 s; figures are told each second under load
+const QUIET_MS = 20_000; // figures come each second, as their window moves on
 let source = null;
 let waiting = null;
+let tried = 0;
 
 export async function begin() {
   clearTimeout(waiting);
@@ -31,11 +32,12 @@ export function stop() {
 
 function follow() {
   stop();
+  tried = Date.now();
   source = new EventSource(address("events"));
   source.onopen = () => set({ link: "live", heard: Date.now() });
   source.onerror = () => {
     set({ link: "lost" });
-    if (source?.readyState === EventSource.CLOSED) waiting = setTimeout(begin, AGAIN_MS); // revoked, or stopped
+    if (source?.readyState === EventSource.CLOSED) waiting = setTimeout(begin, AGAIN_MS / 3); // revoked, or stopped
   };
   listen("model", (model) => state.models.set(model.model, model));
   listen("live", (live) => state.live.set(live.model, live));
@@ -54,10 +56,7 @@ function listen(name, keep) {
 
 setInterval(() => {
   if (state.link === "live") sample();
+  if (source && Date.now() - Math.max(state.heard, tried) > QUIET_MS) follow(); // a connection may die without a word
   changed();
 }, 1000);
 addEventListener("online", begin);
-document.addEventListener("visibilitychange", () => {
-  const isStale = Date.now() - state.heard > QUIET_MS && state.link === "lost";
-  if (!document.hidden && state.session && isStale) begin();
-});

@@ -22,7 +22,7 @@ export function ms(value) {
 export function percent(share, places) {
   if (share === null || share === undefined || !Number.isFinite(share)) return NONE;
   const value = share * 100;
-  const exact = places ?? (value === 0 || value === 100 ? 0 : value > 99 || value < 1 ? 2 : 1);
+  const exact = places ?? (Number.isInteger(value) ? 0 : value > 99 || value < 1 ? 2 : 1);
   return `${number(value, exact)}%`;
 }
 

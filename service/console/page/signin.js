@@ -34,7 +34,7 @@ export function SignIn() {
         <p class="hint" id="key-hint">An API key or a token of your identity provider. The page keeps neither.</p>
         <${Failure} text=${error || state.refusal} />
         <label for="key">Key</label>
-        <input id="key" ref=${field} type="password" required autocomplete="current-password" spellcheck="false"
+        <input id="key" ref=${field} type="password" required autocomplete="current-password" spellcheck=${false}
           aria-describedby="key-hint" aria-invalid=${error ? "true" : undefined} />
         <button class="primary" disabled=${isBusy}>${isBusy ? "Signing in" : "Sign in"}</button>
         <p class="hint">Make one on the gateway's machine: <code>mipgate keys create NAME --role operate</code></p>

@@ -36,7 +36,7 @@ function toTable(event) {
 
 function Chart({ model, variants, width, onOpen }) {
   const isNarrow = width < 480;
-  const height = isNarrow ? 300 : 360;
+  const height = isNarrow ? 300 : width > 700 ? 420 : 360;
   const area = { left: 54, right: width - 14, top: 14, bottom: height - 40 };
   const floors = Object.entries(model.tiers).map(([name, tier]) => ({ name, ratio: tier.min_quality_ratio }));
   const x = axisX(variants, area);
@@ -49,7 +49,9 @@ function Chart({ model, variants, width, onOpen }) {
     r: Math.max(SMALLEST, LARGEST * (isNarrow ? 0.75 : 1) * Math.sqrt(variant.artifact.bytes / largest)),
     text: variant.name,
   }));
-  const labelled = place(dots, area);
+  const shownFloors = floors.filter((f) => y.has(f.ratio));
+  const line = staircase(dots, area);
+  const labelled = place(dots, area, [...line.boxes, ...shownFloors.map((f) => floorBox(y.at(f.ratio), area))]);
   const drawn = [...labelled].sort((a, b) => b.r - a.r);
   return html`
     <svg width=${width} height=${height} viewBox="0 0 ${width} ${height}" role="group"
@@ -60,15 +62,17 @@ function Chart({ model, variants, width, onOpen }) {
         ${x.ticks.map((t) => html`<line x1=${x.at(t)} x2=${x.at(t)} y1=${area.top} y2=${area.bottom} />
           <text x=${x.at(t)} y=${area.bottom + 17} text-anchor="middle">${+t.toPrecision(2)}</text>`)}
         <text class="axis" x=${area.right} y=${height - 6} text-anchor="end">p50 of one row, ms (log)</text>
-        <text class="axis" x="0" y=${height - 6}>quality of ${model.reference}</text>
+        <text class="axis" x="0" y=${height - 6}>share of ${model.reference}'s quality</text>
       </g>
       <g class="floors" aria-hidden="true">
-        ${floors.filter((f) => y.has(f.ratio)).map((f) => html`
-          <line x1=${area.left} x2=${area.right} y1=${y.at(f.ratio)} y2=${y.at(f.ratio)} />
-          <text x=${area.right} y=${y.at(f.ratio) - 4} text-anchor="end">${f.name} ≥ ${percent(f.ratio)}</text>`)}
+        ${shownFloors.map((f) => html`
+          <line x1=${area.left} x2=${area.right} y1=${y.at(f.ratio)} y2=${y.at(f.ratio)} />`)}
       </g>
-      <path class="frontier-line" d=${staircase(dots, area)} aria-hidden="true" />
+      <path class="frontier-line" d=${line.path} aria-hidden="true" />
       ${drawn.map((dot) => html`<${Dot} key=${dot.variant.version} dot=${dot} onOpen=${onOpen} />`)}
+      <g class="floors" aria-hidden="true">
+        ${shownFloors.map((f) => html`<text x=${area.right} y=${y.at(f.ratio) + 14} text-anchor="end">${f.name} ≥ ${percent(f.ratio)}</text>`)}
+      </g>
       <g class="labels" aria-hidden="true">
         ${labelled.map(({ label, variant }) => label && html`
           ${label.leader && html`<line class="leader" x1=${label.leader[0]} y1=${label.leader[1]} x2=${label.leader[2]} y2=${label.leader[3]} />`}
@@ -121,17 +125,24 @@ function axisY(variants, floors, area) {
   return { at, ticks: found, places, has: (value) => value >= domain[0] && value <= domain[1] };
 }
 
-// The best quality that is to be had within each latency, as steps.
+// What a floor's own name covers.
+const floorBox = (y, area) => ({ left: area.right - 118, right: area.right, top: y, bottom: y + 18 });
+
+// The best quality that is to be had within each latency, as steps, and what they cover.
 function staircase(dots, area) {
   const standing = dots.filter((d) => d.variant.life === "released").sort((a, b) => a.x - b.x || a.y - b.y);
-  let best = Infinity;
+  const boxes = [];
+  let last = null;
   let path = "";
-  for (const dot of standing) {
-    if (dot.y >= best) continue;
-    path += path ? `H${dot.x.toFixed(1)}V${dot.y.toFixed(1)}` : `M${dot.x.toFixed(1)},${area.bottom}V${dot.y.toFixed(1)}`;
-    best = dot.y;
+  for (const { x, y } of standing) {
+    if (last && y >= last.y) continue;
+    path += path ? `H${x.toFixed(1)}V${y.toFixed(1)}` : `M${x.toFixed(1)},${area.bottom}V${y.toFixed(1)}`;
+    boxes.push({ left: x, right: x, top: y, bottom: last?.y ?? area.bottom });
+    if (last) boxes.push({ left: last.x, right: x, top: last.y, bottom: last.y });
+    last = { x, y };
   }
-  return path && `${path}H${area.right}`;
+  if (last) boxes.push({ left: last.x, right: area.right, top: last.y, bottom: last.y });
+  return { path: path && `${path}H${area.right}`, boxes };
 }
 
 function Legend() {

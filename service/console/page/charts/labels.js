@@ -3,8 +3,8 @@ const HIGH = 14;
 const WIDE = 6.6; // pixels a character, about
 const SHARE = 32; // room for the share of the traffic behind it
 
-export function place(dots, area) {
-  const taken = dots.map((d) => ({ left: d.x - d.r * 0.6, right: d.x + d.r * 0.6, top: d.y - d.r * 0.6, bottom: d.y + d.r * 0.6 }));
+export function place(dots, area, obstacles) {
+  const taken = [...obstacles, ...dots.map((d) => ({ left: d.x - d.r * 0.6, right: d.x + d.r * 0.6, top: d.y - d.r * 0.6, bottom: d.y + d.r * 0.6 }))];
   return [...dots].sort((a, b) => a.x - b.x).map((dot) => {
     const wide = dot.text.length * WIDE + (dot.variant.share > 0.005 ? SHARE : 0);
     const label = spots(dot, wide).find(({ box }) => isInside(box, area) && !taken.some((other) => overlap(box, other)));

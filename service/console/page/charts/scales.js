@@ -19,11 +19,16 @@ export function ticks([from, to], wanted) {
   return found;
 }
 
-// 1, 2 and 5 times the powers of ten within a range.
-export function logTicks([from, to]) {
+// 1, 2 and 5 times the powers of ten within a range, or all of 1 to 9 where those are few.
+export function logTicks(range) {
+  const found = multiples(range, [1, 2, 5]);
+  return found.length >= 3 ? found : multiples(range, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+}
+
+function multiples([from, to], all) {
   const found = [];
   for (let power = Math.floor(Math.log10(from)); power <= Math.log10(to); power += 1) {
-    for (const times of [1, 2, 5]) {
+    for (const times of all) {
       const tick = times * 10 ** power;
       if (tick >= from && tick <= to) found.push(tick);
     }

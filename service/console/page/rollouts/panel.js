@@ -10,10 +10,11 @@ const SHOWN = 5;
 
 export function RolloutPanel({ model, variants }) {
   const [isStarting, setStarting] = useState(false);
-  const [opened, setOpened] = useState(null);
   const all = rolloutsOf(model.model);
   const running = all.filter((r) => !isEnded(r));
   const ended = all.filter(isEnded);
+  const [chosen, setChosen] = useState(undefined); // nothing runs: the last that ended is open until one chooses
+  const opened = chosen === undefined && !running.length ? ended[0]?.id : chosen;
   const start = mayOperate() && html`
     <button class=${running.length ? "" : "primary"} onClick=${() => setStarting(true)}>Start a rollout</button>`;
   return html`
@@ -25,7 +26,7 @@ export function RolloutPanel({ model, variants }) {
         <h3 class="ended-head">Ended</h3>
         <ul class="ended">${ended.slice(0, SHOWN).map((rollout) => html`
           <${Ended} key=${rollout.id} rollout=${rollout} isOpen=${opened === rollout.id}
-            onToggle=${() => setOpened(opened === rollout.id ? null : rollout.id)} />`)}</ul>`}
+            onToggle=${() => setChosen(opened === rollout.id ? null : rollout.id)} />`)}</ul>`}
       ${isStarting && html`<${StartForm} model=${model} variants=${variants} onClose=${() => setStarting(false)} />`}
     <//>
   `;

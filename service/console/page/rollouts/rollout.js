@@ -37,7 +37,7 @@ function Weights({ rollout }) {
   return html`
     <div class="weights">
       <div class="weight-bar" aria-hidden="true">
-        ${rollout.arms.map((arm, i) => html`<i key=${arm.name} class="arm-${Math.min(i, 4)}" style=${{ flexGrow: arm.weight }}></i>`)}
+        ${rollout.arms.map((arm, i) => arm.weight > 0 && html`<i key=${arm.name} class="arm-${Math.min(i, 4)}" style=${{ flexGrow: arm.weight }}></i>`)}
       </div>
       <ul>
         ${rollout.arms.map((arm, i) => html`

@@ -12,9 +12,9 @@ const FIRST = {
 };
 
 export function StartForm({ model, variants, onClose }) {
-  const able = variants.filter((v) => v.life !== "retired" && v.runtime);
+  const able = variants.filter((v) => v.life !== "retired" && v.runtime).sort((a, b) => isCandidate(b) - isCandidate(a));
   const isOfClasses = Boolean(able[0]?.classes?.validation);
-  const usual = able.find((v) => v.life === "candidate") ?? able.find((v) => v.share < 0.5 && v.name !== model.reference) ?? able[0];
+  const usual = likely(model, able);
   const [kind, setKind] = useState("canary");
   const [values, setValues] = useState({
     ...FIRST, candidates: usual ? [usual.version] : [], guards: guardsFor("canary", usual, isOfClasses),
@@ -77,6 +77,15 @@ export function StartForm({ model, variants, onClose }) {
       </form>
     <//>
   `;
+}
+
+const isCandidate = (variant) => variant.life === "candidate";
+
+// A candidate if there is one, else the fastest that no tier is served by already.
+function likely(model, able) {
+  const serving = new Set(Object.values(model.tiers).map((tier) => tier.serves));
+  const others = able.filter((v) => !serving.has(v.name) && v.name !== model.reference).sort((a, b) => a.latency - b.latency);
+  return able.find(isCandidate) ?? others[0] ?? able[0];
 }
 
 function Candidates({ able, chosen, several, onChange }) {

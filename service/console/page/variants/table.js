@@ -13,8 +13,8 @@ export function VariantsTable({ model, variants, onOpen }) {
       <table class="variants" id="variants-table" tabindex="-1" aria-labelledby="variants">
         <thead><tr>
           <th scope="col">Variant</th>
-          <th scope="col">State</th>
-          <th scope="col" class="figure-cell">${isMetricOfShares(model.metric) ? model.metric : `${model.metric}`}</th>
+          <th scope="col" class="state-cell">State</th>
+          <th scope="col" class="figure-cell">${model.metric}</th>
           <th scope="col" class="figure-cell roomy">Of reference</th>
           <th scope="col" class="figure-cell">p50, one row</th>
           <th scope="col" class="figure-cell roomy">Size</th>
@@ -41,6 +41,7 @@ function Row({ model, variant, onOpen }) {
         <button class="name-button" onClick=${() => onOpen(variant.version)}
           aria-label="Scorecard of ${variant.name}">${variant.name}</button>
         <span class="sub build">${variant.build.slice(0, 8)}</span>
+        <span class="state narrow ${variant.life} ${variant.status}">${standing(variant)}</span>
       </th>
       <td class="state-cell"><span class="state ${variant.life} ${variant.status}">${standing(variant)}</span>
         ${variant.reason && html`<span class="sub why roomy">${variant.reason}</span>`}</td>
