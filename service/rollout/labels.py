@@ -54,9 +54,13 @@ def judged(metric: str, predicted: Any, label: Any) -> Feedback:
             "Send a value for each of its rows."
         )
     truth = truth.reshape(given.shape)
+    if not np.isfinite(truth).all():
+        raise BadRequestError("the label has values that are not finite. Send numbers.")
     if find_metric(metric).answers is not None:
         return Feedback(1, correct=float((truth == given).mean()))
-    loss = float(np.square(truth - given).mean())
-    if not np.isfinite(loss):
-        raise BadRequestError("the label has values that are not finite. Send numbers.")
-    return Feedback(1, loss=loss, loss_squares=loss * loss)
+    with np.errstate(over="ignore"):
+        loss = np.square(truth - given).mean()
+        squared = float(loss * loss)
+    if not np.isfinite(squared):
+        raise BadRequestError("the error of the answer is not finite. Send a label of its size.")
+    return Feedback(1, loss=float(loss), loss_squares=squared)
