@@ -12,6 +12,7 @@ from pydantic import Field
 from compression.base import BrokenPromiseError, Facts, PassContext, PassRefusedError, Quality, Settings
 from compression.calibration import activations
 from compression.data import Split
+from compression.inspection import quantized_operators
 from compression.model import OnnxModel
 from compression.quantization import Calibrated, Int8Pass, StaticInt8Settings
 from compression.records import note, noted
@@ -156,15 +157,18 @@ def _fewest(
     while fewest <= most:
         count = (fewest + most) // 2
         partly = made(ranked[:count])
-        if judge.drop(partly) <= max_drop:
+        # Where what is left computes on integers nowhere, nothing is gained any more.
+        if not quantized_operators(partly):
+            most = count - 1
+        elif judge.drop(partly) <= max_drop:
             kept = (count, partly)
             most = count - 1
         else:
             fewest = count + 1
     if kept is None:
         raise PassRefusedError(
-            f"with all operators but one in float still more than {max_drop:g} is lost by {judge.measure}. "
-            "Raise max_drop, or use another technique."
+            "with as many operators in float as leave integers at all, still more than "
+            f"{max_drop:g} is lost by {judge.measure}. Raise max_drop, or use another technique."
         )
     return kept
 

