@@ -2,9 +2,10 @@
 PORT ?= 3000
 PYTHON ?= python3
 BIN := .venv/bin
+PROMETHEUS = $(BIN)/python -c 'from tests.debian import program; print(program("prometheus", "usr/bin/prometheus"))'
 SOURCES := compression variants service loadtests deploy tests
 
-.PHONY: help install demo test lint types format ops bench clean
+.PHONY: help install demo test lint types format ops drill bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,10 +38,12 @@ format: install  ## Format the code and mend what can be mended.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+drill: install  ## Let things go wrong here, and see that exactly the promised alerts are raised.
+	$(BIN)/python -m deploy.ops.drill --prometheus "$$($(PROMETHEUS))"
+
 ops: install  ## Start gateway, Prometheus and a little load here, print what every panel says, stop it all.
 	$(BIN)/mipgate build digits --quiet
-	$(BIN)/python -m deploy.ops.show --prometheus \
-		"$$($(BIN)/python -c 'from tests.debian import program; print(program("prometheus", "usr/bin/prometheus"))')"
+	$(BIN)/python -m deploy.ops.show --prometheus "$$($(PROMETHEUS))"
 
 bench: install  ## Measure Mipgate beside other servers: small and real model, overload (docs/benchmarks.md).
 	$(BIN)/mipgate build digits --quiet

@@ -8,25 +8,19 @@ No containers. Everything that it starts it stops again.
 from __future__ import annotations
 
 import argparse
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
 from deploy.grafana.board import Panel, Query
 from deploy.grafana.boards import BOARDS
+from deploy.ops.local import BIN, GatewayError, free_port, running_gateway
 from deploy.ops.prometheus import Prometheus, Value, filled_in, running_prometheus
 
-_BIN = Path(sys.executable).parent
-_READY_WITHIN_S = 300.0
 _MOST_SERIES = 4
 _NARROWEST = 120
 _SCALES = {
@@ -46,49 +40,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=20, help="how long the load lasts (default: 20)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mipgate-ops-") as folder:
-        port = _free_port()
+        port = free_port()
         target = f"127.0.0.1:{port}"
-        with (
-            _gateway(port, Path(folder) / "gateway.log"),
-            running_prometheus(given.prometheus, _free_port(), [target], Path(folder)) as prometheus,
-        ):
-            _load(f"http://{target}", given.model, given.seconds)
-            _print_boards(prometheus, given.model, f"{given.seconds}s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def _gateway(port: int, log: Path) -> Iterator[None]:
-    command = [str(_BIN / "mipgate"), "serve", "--host", "127.0.0.1", "--port", str(port), "--no-examples"]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:
         try:
-            _wait_until_ready(server, f"http://127.0.0.1:{port}/v2/health/ready", log)
-            yield
-        finally:
-            server.terminate()
-
-
-def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + _READY_WITHIN_S
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            if httpx.get(url, timeout=5).is_success:
-                return
-        except httpx.TransportError:
-            pass  # it does not listen yet
-        time.sleep(0.2)
-    sys.exit(f"the gateway is not ready. Its log: {log.read_text()[-2000:]}")
+            with (
+                running_gateway(port, Path(folder) / "gateway.log"),
+                running_prometheus(given.prometheus, free_port(), [target], Path(folder)) as prometheus,
+            ):
+                _load(f"http://{target}", given.model, given.seconds)
+                _print_boards(prometheus, given.model, f"{given.seconds}s")
+        except GatewayError as error:
+            sys.exit(str(error))
 
 
 def _load(url: str, model: str, seconds: int) -> None:
     command = [
-        str(_BIN / "locust"),
+        str(BIN / "locust"),
         "-f",
         "loadtests/locustfile.py",
         "--headless",
