@@ -33,12 +33,21 @@ class Config(BaseSettings):
 
     workers: int = Field(1, ge=1, le=64, description="Worker processes; each owns cores/workers threads.")
     max_body_bytes: int = Field(64 * 1024**2, ge=1024, description="Largest request body, in bytes.")
+    max_json_bytes: int = Field(
+        16 * 1024**2,
+        ge=1024,
+        description="Longest JSON part of a request; in memory it is many times as large.",
+    )
     max_queue_requests: int = Field(
         1024, ge=1, description="Requests that may wait for one variant; more are refused with 503."
     )
     max_queue_bytes: int = Field(
         256 * 1024**2, ge=1024, description="Input bytes that may wait for one variant."
     )
+    catalog: Literal["auto", "store"] = Field(
+        "auto", description="What a Bento's gateway serves: auto, what it packed; store, the store in "
+        "BENTOML_HOME, which it follows and where rollouts release and retire.",
+    )  # fmt: skip
     memory_budget_bytes: int = Field(
         0, ge=0, description="Memory for the sessions of all variants of a worker; beyond it, those not used "
         "for longest are closed and open again on their next request. 0 for no bound.",

@@ -54,6 +54,7 @@ _MAX_ROUTES = 4096
 _PREDICT = "/predict"
 _OPEN = "/v2/health/"  # probes carry no keys
 _OPERATIONS = ("/load", "/unload")
+_SMALL_BODY = 2**20
 _LONGEST_LENGTH = 12  # digits of a length in bytes
 
 Target = tuple[LoadedModel, LoadedVariant | None]
@@ -73,6 +74,7 @@ class DataPlane:
         repository: Repository,
         operation: Operation,
         max_body_bytes: int,
+        max_json_bytes: int,
     ) -> None:
         self._app = app
         self._inference = inference
@@ -80,6 +82,8 @@ class DataPlane:
         self._operation = operation
         self._access = operation.access
         self._max_body = max_body_bytes
+        self._max_json = max_json_bytes
+        self._small = min(_SMALL_BODY, max_json_bytes)
         self._targets: dict[str, Target] = {}
         self._response_headers: dict[tuple[str, str, bool, str], Headers] = {}
         self._generation = 0
@@ -191,11 +195,25 @@ class DataPlane:
         """The decoded request, and what it asks for: parameters win over headers."""
         try:
             header_length, parameters = self._read_headers(scope["headers"])
-            request = model.decoder.decode(await self._read_body(receive), header_length)
+            body = await self._read_body(receive)
+            if len(body) <= self._small:
+                request = model.decoder.decode(body, header_length)
+            else:
+                request = await self._decode_large(model, body, header_length)
         except ServiceError as error:
             self._inference.count_error(model, pinned, model.slo.default.tier.name, error)
             raise
         return request, {**parameters, **request.parameters} if parameters else request.parameters
+
+    async def _decode_large(self, model: LoadedModel, body: bytes, header_length: int | None) -> InferRequest:
+        """Decodes in a thread what would hold up everybody else."""
+        length = len(body) if header_length is None else header_length
+        if length > self._max_json:
+            raise TooLargeError(
+                f"the JSON is longer than {self._max_json} bytes. Send tensors in binary, or fewer rows at a "
+                "time, or raise MIPGATE_MAX_JSON_BYTES."
+            )
+        return await asyncio.to_thread(model.decoder.decode, body, header_length)
 
     async def _control(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Everything but inference: rare, and small."""

@@ -145,3 +145,13 @@ class InferenceError(ServiceError):
     """The runtime failed on this batch; only the requests of the batch fail."""
 
     status = 500
+
+
+class UncomputableError(InferenceError):
+    """The runtime failed on this request alone, and not on a row that is known to be good: a client's error.
+
+    Unless another variant can answer it; then it is the variant's after all.
+    """
+
+    status = 400
+    outcome = "client_error"

@@ -90,12 +90,14 @@ class GatewayService(bentoml.Service[Any]):
         metrics.started(worker, settings.max_queue_requests)
         _quicken()
         repository = Repository(fleet, settings.workers)
-        plane = DataPlane(app, self.core, repository, self.operation, settings.max_body_bytes)
+        plane = DataPlane(
+            app, self.core, repository, self.operation, settings.max_body_bytes, settings.max_json_bytes
+        )
         return self.observers.around(plane)
 
     def _catalog(self) -> Catalog:
-        """The whole store, or in a Bento only what it packed."""
-        if self.bento is None:
+        """The whole store, or in a Bento only what it packed, unless it is to follow the store."""
+        if self.bento is None or config().catalog == "store":
             return Catalog()
         cards = [model.tag for model in self.bento.info.all_models if "." not in model.tag.name]
         return Catalog({tag.name: str(tag) for tag in cards})

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError
+from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError, UncomputableError
 from service.experiments import Experiments, Part, is_finite
 from service.fleet import Fleet
 from service.loaded import LoadedModel, LoadedVariant
@@ -44,6 +44,7 @@ class _Course:
     transform_s: float = 0.0
     route: Route | None = None
     part: Part | None = None
+    suspect: LoadedVariant | None = None
 
     @property
     def variant(self) -> LoadedVariant | None:
@@ -54,6 +55,11 @@ class _Course:
     def arm(self) -> str:
         """Its arm in a rollout, or `NO_ARM`."""
         return NO_ARM if self.part is None else self.part.arm.name
+
+    def suspects(self, variant: LoadedVariant, error: ServiceError) -> None:
+        """Remembers who could not compute the request: when another can, it was not the request's fault."""
+        if isinstance(error, UncomputableError):
+            self.suspect = variant
 
 
 class Inference:
@@ -163,6 +169,7 @@ class Inference:
         try:
             return await self._run(course, route.variant, course.deadline)
         except InferenceError as error:
+            course.suspects(route.variant, error)
             course.route = self._router.elsewhere(model, route.variant, slo, request, course.deadline, error)
             return await self._run(course, course.route.variant, course.deadline)
 
@@ -187,6 +194,7 @@ class Inference:
                 return done
         except ServiceError as failure:
             error = failure
+            course.suspects(candidate, failure)
         experiments.fell_through(part, error)
         return None
 
@@ -216,6 +224,8 @@ class Inference:
         """Counts an answer and tells of it."""
         model, request, route = course.model, course.request, course.route
         assert route is not None  # it was answered
+        if course.suspect is not None and course.suspect is not route.variant:
+            course.suspect.blame()
         names = (spec.name for spec in model.card.spec.signature.outputs)
         outputs = self.transforming.after(model, request, dict(zip(names, done.outputs, strict=True)))
         outcome = Outcome(

@@ -108,6 +108,7 @@ class LoadedVariant:
             The deviation from what the artifact answered where it was built.
         """
         inputs, golden = read_golden(self._stored.golden_path)
+        self._known_good = {name: array[:1].copy() for name, array in inputs.items()}
         for rows in _WARM_UP_ROWS:
             self.run({name: array[:rows] for name, array in inputs.items()})
         return deviation(dict(zip(self._outputs, self.run(inputs), strict=True)), golden)
@@ -148,15 +149,28 @@ class LoadedVariant:
         self._inference_duration.observe(seconds)
         self._batch_size.observe(rows)
         if not ok:
-            if self.breaker.failed(self.last_used):
-                log.error(
-                    "%s gets no traffic after %d failures in a row; it is probed in %.0f s",
-                    self.key, self.breaker.failures, self.breaker.until - self.last_used,
-                )  # fmt: skip
+            self.blame()
             return
         self._pace.ran(self.profiled_ms(rows), held_s * 1e3)
         if self.breaker.failures and self.breaker.answered():
             log.warning("%s answers again", self.key)
+
+    def is_well(self) -> bool:
+        """Whether it answers its first golden row; from any thread."""
+        try:
+            self.run(self._known_good)
+        except Exception:  # the runtime's errors have no common base but this
+            return False
+        return True
+
+    def blame(self) -> None:
+        """Counts a failure that is its own; after some in a row it gets no traffic for a while."""
+        now = perf_counter()
+        if self.breaker.failed(now):
+            log.error(
+                "%s gets no traffic after %d failures in a row; it is probed in %.0f s",
+                self.key, self.breaker.failures, self.breaker.until - now,
+            )  # fmt: skip
 
 
 @dataclass

@@ -58,6 +58,9 @@ class Executable(Protocol):
     def executed(self, rows: int, requests: int, seconds: float, held_s: float, ok: bool) -> None:
         """Told of each batch: how long it ran, how long it held the device, and whether it gave answers."""
 
+    def is_well(self) -> bool:
+        """Whether it answers a row that is known to be good; from any thread."""
+
 
 @dataclass(slots=True, eq=False)
 class Turn:

@@ -19,6 +19,7 @@ import numpy as np
 
 from compression.signature import Array
 from service.errors import DeadlineError, InferenceError, UnavailableError
+from service.isolation import Apart, each_alone
 from service.queues import Backlog, Executable, Job, Priority
 
 log = logging.getLogger("mipgate.scheduler")
@@ -267,6 +268,9 @@ class Scheduler:
         outputs, seconds = ran
         if isinstance(outputs, Exception) and all([job.future.cancelled() for job in jobs]):
             return  # it was cut off because its clients left
+        if isinstance(outputs, Apart):
+            self._finish_apart(variant, jobs, outputs, started, seconds)
+            return
         if isinstance(outputs, Exception):
             log.error("%s failed on a batch of %d rows", variant.key, rows, exc_info=outputs)
         elif any([np.shape(output)[:1] != (rows,) for output in outputs]):
@@ -290,17 +294,36 @@ class Scheduler:
                 job.future.set_result(Completed(part, started - job.arrived, seconds, rows, started))
             offset += job.rows
 
+    def _finish_apart(
+        self, variant: Executable, jobs: list[Job[Completed]], apart: Apart, started: float, seconds: float
+    ) -> None:
+        """Gives each request of a batch that failed what came of it alone."""
+        if not apart.is_well:
+            rows = sum(job.rows for job in jobs)
+            variant.executed(rows, len(jobs), seconds, self._clock() - started, False)
+        for job, outcome in zip(jobs, apart.outcomes, strict=True):
+            if job.future.done():
+                pass  # it expired while the batch ran
+            elif started + seconds > job.deadline:
+                _expire(job.future)
+            elif isinstance(outcome, InferenceError):
+                job.future.set_exception(outcome)
+            else:
+                done = Completed(outcome, started - job.arrived, seconds, job.rows, started)
+                job.future.set_result(done)
 
-_Ran = tuple[list[Array] | Exception, float]
+
+_Ran = tuple[list[Array] | Apart | Exception, float]
 
 
 def _run(variant: Executable, jobs: list[Job[Completed]], clock: Callable[[], float]) -> _Ran:
     """Runs a batch; returns its outputs or what went wrong, and the seconds it took."""
     started = clock()
     try:
-        outputs: list[Array] | Exception = variant.run(_stack(jobs))
+        outputs: list[Array] | Apart | Exception = variant.run(_stack(jobs))
     except Exception as error:  # the runtime's errors have no common base but this
-        outputs = error
+        cut_off = all(job.future.done() for job in jobs)
+        outputs = error if cut_off else each_alone(variant, jobs, error)
     return outputs, clock() - started
 
 

@@ -19,7 +19,9 @@ from service.loaded import LoadedModel
 from service.metrics import Metrics
 from service.protocol import InferRequest
 from service.scheduler import Limits
-from variants.transform import Before, TransformError
+from variants.transform import Before, TooLateError, TransformError
+
+_LATE = "the deadline passed before the inputs were read. Give more time, or send less at once."
 
 
 class Transforming:
@@ -64,6 +66,8 @@ class Transforming:
                 return request, 0.0
             started = perf_counter()
             inputs = await self._inputs(transforms.before, request, deadline)
+        except TooLateError as error:
+            raise DeadlineError(str(error)) from error
         except TransformError as error:
             raise BadRequestError(str(error)) from error
         seconds = perf_counter() - started
@@ -91,19 +95,19 @@ class Transforming:
             )
         self._requests += 1
         self._bytes += size
-        try:
-            return await self._in_thread(before, values, deadline)
-        finally:
+
+        def read(done: asyncio.Future[Any]) -> None:
             self._requests -= 1
             self._bytes -= size
+            if not done.cancelled():
+                done.exception()  # nobody may be left to ask for it
 
-    async def _in_thread(self, before: Before, values: Array, deadline: float) -> dict[str, Array]:
         running: asyncio.Future[Any] = asyncio.get_running_loop().run_in_executor(
-            self._executor, before.run, values
+            self._executor, before.run, values, deadline
         )
+        # Whoever waits may give up, the thread holds it until it is there.
+        running.add_done_callback(read)
         try:
-            return await asyncio.wait_for(running, max(0.0, deadline - perf_counter()))
+            return await asyncio.wait_for(asyncio.shield(running), max(0.0, deadline - perf_counter()))
         except TimeoutError as error:
-            raise DeadlineError(
-                "the deadline passed while the inputs were read. Give more time, or send less at once."
-            ) from error
+            raise DeadlineError(_LATE) from error

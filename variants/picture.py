@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,15 @@ from PIL import Image, ImageOps
 from pydantic import Field
 
 from compression.signature import Array, Signature
-from variants.transform import Before, DeclarationError, Settings, TransformError, check_size, raw_input
+from variants.transform import (
+    Before,
+    DeclarationError,
+    Settings,
+    TransformError,
+    check_size,
+    check_time,
+    raw_input,
+)
 
 _FORMATS = ("PNG", "JPEG")
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff")
@@ -80,13 +89,14 @@ class DecodeImage(Before):
                 pixels += image.width * image.height
         return pixels <= _LIGHT_PIXELS
 
-    def run(self, values: Array) -> dict[str, Array]:
+    def run(self, values: Array, until: float = inf) -> dict[str, Array]:
         """One tensor `(rows, ...)` of files `(rows,)`, each in binary or in base64."""
         row_shape = (self._height, self._width, self._channels)
         dtype = np.dtype(self._input.dtype)
         check_size(len(values) * int(np.prod(row_shape)) * dtype.itemsize, "pictures")
         tensor = np.empty((len(values), *row_shape), dtype)
         for row, value in enumerate(values):
+            check_time(until)
             pixels = self._pixels(row, value).reshape(row_shape)
             tensor[row] = pixels if dtype.kind in "iu" else (pixels - self._mean) / self._deviation
         if self._settings.layout == "NCHW":

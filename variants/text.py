@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from variants.transform import (
     Settings,
     TransformError,
     check_size,
+    check_time,
     file_of,
     raw_input,
 )
@@ -24,6 +26,8 @@ from variants.transform import (
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 _TEXTS_AT_ONCE = 256  # a tokenizer's own account of a token takes a hundred times the id's space
 _LIGHT_BYTES = 4096
+_TEXT_BYTES = 32  # that a text costs beside its own
+_ROW_BYTES = 256  # that a row takes at least on its way to a tensor
 
 
 class TokenizeSettings(Settings):
@@ -93,15 +97,18 @@ class Tokenize(Before):
         return {} if number is None else {_TENSORS[0]: number}
 
     def is_light(self, values: Array) -> bool:
-        """A tokenizer reads about two megabytes a second."""
-        return sum(map(len, values)) <= _LIGHT_BYTES
+        """A tokenizer reads about two megabytes a second, and an empty text costs as much as a short one."""
+        return sum(map(len, values)) + _TEXT_BYTES * len(values) <= _LIGHT_BYTES
 
-    def run(self, values: Array) -> dict[str, Array]:
+    def run(self, values: Array, until: float = inf) -> dict[str, Array]:
         """Tensors `(rows, sequence)` of UTF-8 texts `(rows,)`."""
-        texts = [self._text(row, value) for row, value in enumerate(values)]
+        check_size(len(values) * max(self._padded(1) * 8 * len(self._inputs), _ROW_BYTES), "texts")
         ids: list[list[int]] = []
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            encoded = self._tokenizer.encode_batch_fast(texts[start : start + _TEXTS_AT_ONCE])
+        for start in range(0, len(values), _TEXTS_AT_ONCE):
+            check_time(until)
+            some = values[start : start + _TEXTS_AT_ONCE]
+            texts = [self._text(row, value) for row, value in enumerate(some, start)]
+            encoded = self._tokenizer.encode_batch_fast(texts)
             ids += [encoding.ids for encoding in encoded]
         length = self._padded(max(map(len, ids)))
         check_size(len(ids) * length * 8 * len(self._inputs), "texts")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +19,10 @@ MAX_TENSOR_BYTES = 256 * 1024**2
 
 class TransformError(ValueError):
     """What a client sent cannot be transformed; the message says which row, and what to send."""
+
+
+class TooLateError(TransformError):
+    """Nobody waits for what was still to be transformed."""
 
 
 class DeclarationError(ValueError):
@@ -64,11 +70,16 @@ class Before(ABC):
         """
 
     @abstractmethod
-    def run(self, values: Array) -> dict[str, Array]:
+    def run(self, values: Array, until: float = inf) -> dict[str, Array]:
         """The model's inputs by name, one row per byte string `(rows,)`.
+
+        Args:
+            values: The byte strings.
+            until: When nobody waits for them any more, on `time.perf_counter`.
 
         Raises:
             TransformError: A value cannot be read.
+            TooLateError: They were not done by then.
         """
 
 
@@ -124,6 +135,18 @@ def file_of(name: str, files: Mapping[str, Path]) -> Path:
     if name not in files:
         raise DeclarationError(f"the model has no file {name}. Add it to the spec's files.")
     return files[name]
+
+
+def check_time(until: float) -> None:
+    """Checks between rows whether anybody waits.
+
+    Raises:
+        TooLateError: Nobody does.
+    """
+    if perf_counter() > until:
+        raise TooLateError(
+            "the deadline passed while the inputs were read. Give more time, or send less at once."
+        )
 
 
 def check_size(size: int, what: str) -> None:

@@ -234,7 +234,7 @@ def read_rules(settings: Config, now: float) -> Rules:
         ConfigError: The settings contradict each other.
     """
     bootstrap = None
-    if settings.admin_key is not None:
+    if settings.admin_key is not None and settings.admin_key.get_secret_value():
         secret = _secret(settings.admin_key.get_secret_value())
         if len(secret) < _SHORTEST_SECRET:
             raise ConfigError(

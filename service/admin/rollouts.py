@@ -19,6 +19,7 @@ from service.rollout.judgement import describe
 from service.rollout.request import ModelFacts, RolloutRequest, VariantFacts, begin, read_request
 from service.rollout.rollout import Rollout, Transition
 from service.routing import SloReader
+from variants.variant import Life
 
 _CANNOT_SERVE = ("refused", "failed", "skipped")
 
@@ -30,10 +31,10 @@ async def start(desk: Desk, request: Request, who: Principal) -> Response:
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the body is no JSON: {error}. Send an object.") from error
     asked = read_request(body)
-    desk.require_changeable()
     rollout = await asyncio.to_thread(_start, desk, request.path_params["model"], asked, who)
     desk.hurry()
     document = await asyncio.to_thread(shown, desk, rollout)
+    document["notes"] = await asyncio.to_thread(_notes, desk, rollout)
     await desk.audit(who, "start rollout", rollout.id, None, _state(rollout) | {"kind": rollout.kind.value})
     return answer(document, 201)
 
@@ -85,6 +86,31 @@ def _start(desk: Desk, model: str, asked: RolloutRequest, who: Principal) -> Rol
     rollout = begin(asked, facts, secrets.token_hex(6), now)
     desk.rollouts.create(Transition(rollout, rollout.reason, now, who.who))
     return rollout
+
+
+def _notes(desk: Desk, rollout: Rollout) -> list[str]:
+    """What an operator may not expect of a rollout that can well be started."""
+    document = desk.described(rollout.model)[1]
+    variants = {f"{each['name']}@{each['build']}": each for each in document["variants"]}
+    tiers = {rollout.tier: document["tiers"][rollout.tier]} if rollout.tier else document["tiers"]
+    notes = []
+    for arm in rollout.candidates:
+        told = variants[arm.variant]
+        if told["life"] == Life.RELEASED.value:
+            notes.append(
+                f"{arm.variant} is released already: success changes nothing in the catalog, and the router "
+                "goes on choosing by what each request asks for."
+            )
+        elif desk.catalog.is_pinned:
+            notes.append("this gateway serves a Bento: release the candidate where Bentos are made.")
+        ratio = told["quality"]["validation"]["ratio"] if told["quality"] else 0.0
+        above = [name for name, tier in tiers.items() if ratio < tier["min_quality_ratio"]]
+        if above:
+            notes.append(
+                f"{arm.variant} has {ratio:.4f} of the reference's quality, below the floor of "
+                f"{', '.join(above)}: it gets no requests of these tiers."
+            )
+    return notes
 
 
 def _facts(desk: Desk, model: str) -> ModelFacts:

@@ -155,7 +155,7 @@ def _engine(text_url: str) -> Engine:
     except ArgumentError as error:
         raise StateUrlError(f"MIPGATE_STATE is no URL of a database. {_REMEDY}") from error
     except ImportError as error:
-        raise StateUrlError("the driver of PostgreSQL is missing. Install mipgate[postgres].") from error
+        raise StateUrlError("the driver of PostgreSQL is missing. Install psycopg[binary].") from error
     raise StateUrlError(f"MIPGATE_STATE names {url.get_backend_name()} without a file or server. {_REMEDY}")
 
 

@@ -16,7 +16,14 @@ from prometheus_client import CollectorRegistry
 
 from compression.signature import Array
 from service.breaker import FAILURES, Circuit
-from service.errors import BadRequestError, DeadlineError, InferenceError, ServiceError, UnavailableError
+from service.errors import (
+    BadRequestError,
+    DeadlineError,
+    InferenceError,
+    ServiceError,
+    UnavailableError,
+    UncomputableError,
+)
 from service.experiments import Experiments
 from service.fleet import Fleet
 from service.inference import Inference
@@ -190,6 +197,38 @@ def test_a_pinned_variant_that_fails_is_an_error_of_its_own(
             with pytest.raises(InferenceError):
                 await serving.infer(model, pinned, request(), PATIENT, perf_counter())
             pinned.breaker.answered()
+
+    on_loop(scenario)
+
+
+def test_an_input_that_no_variant_can_compute_is_the_clients_error(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = request(seed=7)
+
+    def refusing(run: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+        def raises(inputs: Any) -> list[Array]:
+            if (inputs["image"] == bad.inputs["image"][0]).all(axis=1).any():
+                raise RuntimeError("this row is too much")
+            return run(inputs)
+
+        return raises
+
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            for variant in model.variants.values():
+                monkeypatch.setattr(variant, "run", refusing(variant.run))
+            for _ in range(2 * FAILURES):
+                with pytest.raises(UncomputableError, match="this row is too much") as caught:
+                    await ask(serving, model, bad)
+                assert (caught.value.status, caught.value.outcome) == (400, "client_error")
+            assert {each.breaker.failures for each in model.variants.values()} == {0}
+            monkeypatch.undo()
+            monkeypatch.setattr(usual, "run", refusing(usual.run))
+            assert (await ask(serving, model, bad)).variant is not usual
+            assert usual.breaker.failures == 1  # another could: it was the variant
+            usual.breaker.answered()
 
     on_loop(scenario)
 

@@ -43,6 +43,9 @@ class Timed:
     def executed(self, *figures: Any) -> None:
         raise NotImplementedError
 
+    def is_well(self) -> bool:
+        raise NotImplementedError
+
 
 def job(deadline: float, number: int, rows: int = 1) -> Job[Any]:
     return Job(deadline, number, rows, {}, 0, 0.0, None)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compression.signature import Array
-from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError
+from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError, UncomputableError
 from service.scheduler import Completed, Limits, Scheduler
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,6 +42,7 @@ class Doubling:
         self.gate.set()
         self.answer: Callable[[Array], list[Any]] = lambda x: [2 * x]
         self.log: list[str] = []
+        self.well = False
         self.cancelled, self.can_be_cut_off = threading.Event(), False
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -73,6 +74,9 @@ class Doubling:
     def executed(self, rows: int, requests: int, seconds: float, held_s: float, ok: bool) -> None:
         assert held_s >= seconds >= 0
         self.told.append((rows, requests))
+
+    def is_well(self) -> bool:
+        return self.well
 
 
 class Clock:
@@ -566,6 +570,31 @@ def test_a_batch_that_fails_fails_its_own_requests_only(base_ms: float) -> None:
             assert "secret" not in str(outcomes[0])
             bad.answer = lambda x: [3 * x]
             assert (await scheduler.submit(bad, rows(5), 1, later())).outputs[0][0, 0] == 15
+
+    on_loop(scenario)
+
+
+@pytest.mark.parametrize("base_ms", [0.0, HEAVY_MS], ids=["inline", "executor"])
+@pytest.mark.parametrize(("well", "kind"), [(True, UncomputableError), (False, InferenceError)])
+def test_an_input_that_cannot_be_computed_costs_its_own_request_only(
+    base_ms: float, well: bool, kind: type[InferenceError]
+) -> None:
+    async def scenario() -> None:
+        variant = Doubling(base_ms=base_ms)
+        variant.well = well
+
+        def answer(x: Array) -> list[Array]:
+            if (x == 3).any():
+                raise RuntimeError("index 3 is out of bounds")
+            return [2 * x]
+
+        variant.answer = answer
+        with closing(Scheduler(LIMITS)) as scheduler:
+            outcomes = await settle(*[scheduler.submit(variant, rows(i), 1, later()) for i in range(6)])
+            assert [type(outcome) for outcome in outcomes] == [Completed] * 3 + [kind] + [Completed] * 2
+            assert [o.outputs[0][0, 0] for o in outcomes if isinstance(o, Completed)] == [0, 2, 4, 8, 10]
+            assert ("index 3 is out of bounds" in str(outcomes[3])) is well
+            assert variant.told == ([] if well else [(6, 6)])
 
     on_loop(scenario)
 

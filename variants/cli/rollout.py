@@ -92,6 +92,8 @@ def start(
     body = {name: value for name, value in options.items() if value is not None}
     body |= {"candidate": candidates[0] if len(candidates) == 1 else list(candidates), "guards": list(guards)}
     started = gateway.post(f"/admin/models/{model}/rollouts", body)
+    for note in started["notes"]:
+        click.echo(f"note: {note}", err=True)
     _show(gateway, started, watch, as_json)
 
 
