@@ -36,7 +36,7 @@ class Config(BaseSettings):
     max_json_bytes: int = Field(
         16 * 1024**2,
         ge=1024,
-        description="Longest JSON part of a request; in memory it is many times as large.",
+        description="Longest JSON part of a request, which memory holds many times over.",
     )
     max_queue_requests: int = Field(
         1024, ge=1, description="Requests that may wait for one variant; more are refused with 503."
