@@ -22,6 +22,7 @@ from typing import Any
 
 import locust  # noqa: F401  # first of all: it patches the process for gevent
 
+from loadtests.authorization import take_key
 from loadtests.baseline import BaselineError, compare_runs
 from loadtests.crew import Crew, CrewError, Sending, local_crew, worker_command, worker_environment
 from loadtests.markdown import markdown
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, writes the report, and says in one sentence each what is not well."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    take_key(options.key)
     if options.worker:
         command = worker_command(options.master_host, options.master_port, options.samples)
         return subprocess.run(command, env=worker_environment(), check=False).returncode

@@ -2,6 +2,8 @@
 
     locust -f loadtests/locustfile.py --host http://localhost:3000 --model digits --samples samples.npz
 
+A gateway that needs a key gets that of `MIPGATE_KEY`, or `--key`; each worker of a distributed test its own.
+
 `--class-picker` chooses among the user classes in the web UI; a class named on the command line runs alone:
 `TierMix`, `tier_fast`, `variant_int8_static`. Without a choice most users are `TierMix`. The share of right
 answers is at `/accuracy` of the web UI, and in the log when a test stops. Without `--samples` rows are
@@ -22,6 +24,7 @@ from typing import Any
 
 from locust import FastHttpUser, events, task
 
+from loadtests.authorization import KEY_HELP, take_key
 from loadtests.samples import Body, Samples, SamplesError, invented_samples, read_samples
 from loadtests.tally import Tally
 from loadtests.targets import OTHER_TIER, TIER_MIX, GatewayError, Offer, Target, offer
@@ -39,11 +42,13 @@ tallies: dict[str, Tally] = {}
 def add_arguments(parser: Any) -> None:
     """Locust's own parser shows these in its help and refuses unknown ones."""
     _add_arguments(parser)
+    parser.add_argument("--key", help=KEY_HELP, include_in_web_ui=False)
 
 
 @events.init.add_listener
 def prepare(environment: Any, **_: Any) -> None:
     """Serves the live accuracy per target at `/accuracy` of the web UI."""
+    environment.parsed_options.key = None  # Locust would send it to its workers, as it is
     if environment.host:
         environment.host = environment.host.rstrip("/")  # Locust puts paths right behind it
     if environment.web_ui is not None:
@@ -106,6 +111,7 @@ def _known_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-H", "--host", default=os.environ.get("LOCUST_HOST"))
     _add_arguments(parser)
+    parser.add_argument("--key")
     return parser.parse_known_args()[0]
 
 
@@ -134,6 +140,7 @@ def _classes(offered: Offer, samples: Samples, *, binary: bool) -> Mapping[str, 
 
 def _discover() -> Mapping[str, type[FastHttpUser]]:
     options = _known_arguments()
+    take_key(options.key)
     host = (options.host or DEFAULT_HOST).rstrip("/")
     TierMix.host = host
     try:

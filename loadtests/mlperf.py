@@ -26,6 +26,7 @@ import mlperf_loadgen as loadgen
 import numpy as np
 
 from loadtests.answers import AnswerError, check_answer, read_answer
+from loadtests.authorization import KEY_HELP, take_key
 from loadtests.samples import Body, SamplesError, read_samples
 from loadtests.schema import LoadGen
 from loadtests.targets import GatewayError, Target, offer
@@ -206,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m loadtests.mlperf", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--url", required=True, help="base address of the gateway")
+    parser.add_argument("--key", help=KEY_HELP)
     parser.add_argument("--model", required=True, help="the model's name")
     parser.add_argument("--samples", required=True, type=Path, help="labelled rows: the model's samples.npz")
     parser.add_argument("--target", help="such as tier:fast or variant:int8-static (the first tier)")
@@ -216,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--binary", action="store_true", help="send binary tensors instead of JSON")
     parser.add_argument("--out", required=True, type=Path, help="folder for the logs and result.json")
     options = parser.parse_args(arguments)
+    take_key(options.key)
     try:
         samples = read_samples(options.samples)
         targets = {target.label: target for target in offer(options.url, options.model).targets()}

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from loadtests.authorization import KEY_HELP
 from loadtests.plan import Search, Traffic
 from loadtests.schedule import MOST_ROWS
 from loadtests.shapes import SHAPES
@@ -36,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--url", help="base address of the gateway")
+    add("--key", help=KEY_HELP)
     add("--model", help="the model's name")
     add("--samples", required=True, type=Path, help="labelled rows: the model's samples.npz")
     add("--document", type=Path, help="what `mipgate show MODEL --json` prints")

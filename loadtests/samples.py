@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+
+from loadtests.authorization import authorization
 
 Array = NDArray[Any]
 
@@ -48,13 +50,13 @@ class Body:
 
     Attributes:
         payload: The HTTP body.
-        headers: The headers that belong to it.
+        headers: The headers that belong to it, with the key if there is one.
         label: The row's class, or None when there is no such label.
         row: Which row of the samples it sends.
     """
 
     payload: bytes
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
     label: int | None
     row: int = 0
 
@@ -89,7 +91,9 @@ class Samples:
         """The request for one row, with these parameters."""
         write = _binary_body if binary else _json_body
         arrays = {name: array[row : row + 1] for name, array in self.inputs.items()}
-        return Body(*write(arrays, parameters), None if self.labels is None else int(self.labels[row]), row)
+        payload, headers = write(arrays, parameters)
+        label = None if self.labels is None else int(self.labels[row])
+        return Body(payload, headers | authorization(), label, row)
 
 
 def read_samples(path: Path) -> Samples:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from loadtests.authorization import KEY, authorization
+
 Kind = Literal["tier", "variant", "mix"]
 
 # What callers of a service with the default tiers plausibly ask for; other tiers get an equal part.
@@ -23,6 +25,7 @@ USUAL_TIER = "balanced"
 # Pinned variants are measured, not held to a tier; the same for a pass over the test split.
 UNHURRIED_MS = 60_000
 _TIMEOUT_S = 10.0
+_UNAUTHORIZED = 401
 
 
 class GatewayError(Exception):
@@ -129,7 +132,7 @@ def _tiers(url: str, model: str) -> tuple[str, ...]:
 
 
 def _ask(url: str, path: str, body: bytes | None = None) -> Any:
-    request = urllib.request.Request(url.rstrip("/") + path, data=body)
+    request = urllib.request.Request(url.rstrip("/") + path, data=body, headers=authorization())
     if body is not None:
         request.add_header("Content-Type", "application/json")
     try:
@@ -137,7 +140,8 @@ def _ask(url: str, path: str, body: bytes | None = None) -> Any:
             return json.load(response)
     except urllib.error.HTTPError as error:
         said = error.read(2000).decode(errors="replace")
-        raise GatewayError(f"{url}{path} answers {error.code}: {said}") from error
+        remedy = f" Give a key with --key or {KEY}." if error.code == _UNAUTHORIZED else ""
+        raise GatewayError(f"{url}{path} answers {error.code}: {said}{remedy}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise GatewayError(

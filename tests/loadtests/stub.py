@@ -15,6 +15,16 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     answers_fast = "int8"
+    key: str | None = None
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if self.key and self.headers["Authorization"] != f"Bearer {self.key}" and "health" not in self.path:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            self._send({"error": "this needs a key. Send one."}, 401)
+            return False
+        return True
 
     def do_GET(self) -> None:
         if self.path == "/v2/health/live":

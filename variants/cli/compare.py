@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import httpx
 from variants.assessment import assess_model, describe
 from variants.catalog import SAMPLES_FILE, Catalog
 from variants.cli.output import human_bytes, json_option, print_json, print_table
+from variants.cli.remote import key_option
 from variants.host import this_host
 
 _FILES = ("report.html", "report.md", "report.png", "report.csv", "report.json")
@@ -111,6 +113,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--worker", is_flag=True, help="Be a worker of a master elsewhere; needs no gateway option.")
 @click.option("--master-host", metavar="HOST", help="Where the master is, or listens.  [default: 127.0.0.1]")
 @click.option("--master-port", type=int, metavar="PORT", help="Its port.  [default: 5557]")
+@key_option
 @json_option
 def command(
     model: str,
@@ -120,6 +123,7 @@ def command(
     worker: bool,
     targets: tuple[str, ...],
     loadgen: tuple[str, ...],
+    key: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -137,14 +141,14 @@ def command(
     samples = samples or Catalog().card_file(model, SAMPLES_FILE)
     arguments = ["--samples", str(samples), *_passed_on(options)]
     if worker:
-        sys.exit(_start([*arguments, "--worker"]))
+        sys.exit(_start([*arguments, "--worker"], key))
     out = out or Path(f"compare-{model}")
     host = this_host()
     document = describe(*assess_model(Catalog(), model, host), host)
     arguments += ["--url", url, "--model", model, "--out", str(out)]
     arguments += ["--targets", *targets] if targets else []
     arguments += ["--loadgen", *loadgen] if loadgen else []
-    status = _run(arguments, document, out)
+    status = _run(arguments, document, out, key)
     if status == _USAGE:
         sys.exit(status)  # it said what was wrong
     try:
@@ -191,19 +195,20 @@ def _check_gateway(url: str) -> None:
         )
 
 
-def _run(arguments: list[str], document: dict[str, Any], out: Path) -> int:
+def _run(arguments: list[str], document: dict[str, Any], out: Path, key: str | None) -> int:
     """Runs the load generator in a process of its own: Locust patches the process that imports it."""
     (out / "report.json").unlink(missing_ok=True)  # what is there afterwards is of this run
     with tempfile.TemporaryDirectory(prefix="mipgate-compare-") as folder:
         path = Path(folder) / "document.json"
         path.write_text(json.dumps(document))
-        return _start([*arguments, "--document", str(path)])
+        return _start([*arguments, "--document", str(path)], key)
 
 
-def _start(arguments: list[str]) -> int:
-    # Its progress goes to our standard error, line by line.
+def _start(arguments: list[str], key: str | None) -> int:
+    # Its progress goes to our standard error, line by line; the key is on no command line.
     command = [sys.executable, "-m", "loadtests.compare", *arguments]
-    return subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    environment = os.environ | ({"MIPGATE_KEY": key} if key else {})
+    return subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode
 
 
 def _print_report(report: dict[str, Any], out: Path) -> None:
