@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from variants.samples import read_split
 _SERVICE = "service.gateway:Gateway"
 _READY_WITHIN_S = 600.0
 _LONGEST_ON_SCREEN = 2000
+_KEY_HEADER = ' -H "Authorization: Bearer $MIPGATE_KEY"'
 
 
 @click.command(name="serve")
@@ -53,8 +55,7 @@ def command(
         address = f"http://localhost:{port}"
         if examples and _wait_until_ready(server, address):
             click.echo(f"\nready after {time.monotonic() - started:.1f} s on {address}\n")
-            for model in catalog.models():
-                _print_examples(catalog, model, address)
+            print_examples(catalog, address, os.environ.get("MIPGATE_KEY"))
         status = server.wait()
     sys.exit(max(status, 0))
 
@@ -76,10 +77,30 @@ def _wait_until_ready(server: subprocess.Popen[bytes], address: str) -> bool:
     return False
 
 
-def _print_examples(catalog: Catalog, model: str, address: str) -> None:
-    """One copy-paste `curl` per tier, with a real row in it."""
-    metadata = httpx.get(f"{address}/v2/models/{model}", timeout=30).raise_for_status().json()
-    datatypes = {tensor["name"]: tensor["datatype"] for tensor in metadata["inputs"]}
+def print_examples(catalog: Catalog, address: str, key: str | None) -> None:
+    """Copy-paste requests for each model, or in a sentence why there are none."""
+    bring = {"Authorization": f"Bearer {key}"} if key else {}
+    for model in catalog.models():
+        try:
+            answer = httpx.get(f"{address}/v2/models/{model}", headers=bring, timeout=30)
+        except httpx.TransportError as error:
+            click.echo(f"No examples of {model}: the gateway does not answer ({error}). Read its log.")
+            return
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            wrong = "it does not know that of MIPGATE_KEY" if key else "set MIPGATE_KEY to see them"
+            click.echo(f"Examples need a key that this gateway takes; {wrong}.")
+            return
+        if not answer.is_success:
+            click.echo(f"No examples of {model}: the gateway answers {answer.status_code}. Read its log.")
+            continue
+        datatypes = {tensor["name"]: tensor["datatype"] for tensor in answer.json()["inputs"]}
+        _print_model(catalog, model, datatypes, address, _KEY_HEADER if key else "")
+
+
+def _print_model(
+    catalog: Catalog, model: str, datatypes: Mapping[str, str], address: str, header: str
+) -> None:
+    """One `curl` per tier, with a real row in it."""
     split = read_split(catalog.card_file(model, SAMPLES_FILE))
     for number, tier in enumerate(catalog.card(model).spec.tiers):
         row = split.take(slice(number, number + 1))
@@ -95,7 +116,8 @@ def _print_examples(catalog: Catalog, model: str, address: str) -> None:
         ]
         body = json.dumps({"inputs": inputs, "parameters": {"tier": tier.name}}, separators=(",", ":"))
         click.echo(f"# {model}, tier {tier.name}{label}")
-        click.echo(f"curl -s {address}/v2/models/{model}/infer -H 'Content-Type: application/json' \\")
+        url = f"{address}/v2/models/{model}/infer"
+        click.echo(f"curl -s {url} -H 'Content-Type: application/json'{header} \\")
         click.echo(f"  -d {_data(body, model, tier.name)}\n")
 
 
