@@ -56,6 +56,7 @@ _OPEN = "/v2/health/"  # probes carry no keys
 _OPERATIONS = ("/load", "/unload")
 _SMALL_BODY = 2**20
 _LONGEST_LENGTH = 12  # digits of a length in bytes
+_ID = "mipgate.request_id"  # in the scope, from when the request is decoded
 
 Target = tuple[LoadedModel, LoadedVariant | None]
 
@@ -107,10 +108,10 @@ class DataPlane:
         except ClientGoneError:
             log.debug("the client left before its answer was there")
         except ServiceError as error:
-            headers = [*error.headers(), (b"x-mipgate-request-id", self._inference.new_id().encode())]
+            headers = [*error.headers(), (b"x-mipgate-request-id", self._id(scope).encode())]
             await _send_json(send, error.status, {"error": str(error)}, headers)
         except Exception:
-            request_id = self._inference.new_id()
+            request_id = self._id(scope)
             log.exception("request %s to %s failed", request_id, scope["path"][:200])
             headers = [(b"x-mipgate-request-id", request_id.encode())]
             await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, headers)
@@ -161,7 +162,10 @@ class DataPlane:
         departure = Departure(receive)
         try:
             request, parameters = await self._read(model, pinned, scope, receive)
-            answer = await self._inference.infer(model, pinned, request, parameters, arrived, departure.watch)
+            scope[_ID] = request_id = request.id or self._inference.new_id()
+            answer = await self._inference.infer(
+                model, pinned, request, parameters, arrived, departure.watch, request_id
+            )
         except asyncio.CancelledError:
             if not departure.happened:
                 raise
@@ -170,7 +174,6 @@ class DataPlane:
             departure.forget()
             model.inflight -= 1
         assert answer.outputs is not None  # a failure is an exception
-        request_id = answer.request_id
         said = {
             "variant": answer.variant.name,
             "tier": answer.tier,
@@ -195,6 +198,10 @@ class DataPlane:
         """The decoded request, and what it asks for: parameters win over headers."""
         try:
             header_length, parameters = self._read_headers(scope["headers"])
+    def _id(self, scope: Scope) -> str:
+        """What a request that fails is called: as in the log, if it came so far."""
+        return scope.get(_ID) or self._inference.new_id()
+
             body = await self._read_body(receive)
             if len(body) <= self._small:
                 request = model.decoder.decode(body, header_length)

@@ -38,6 +38,7 @@ class _Course:
     pinned: LoadedVariant | None
     slo: Slo
     request: InferRequest
+    request_id: str
     arrived: float
     watch: Watch | None
     deadline: float = 0.0
@@ -67,7 +68,7 @@ class Inference:
 
     Attributes:
         listeners: Told of every request that was routed.
-        refusals: Told of every other: why, and of which model and tier.
+        refusals: Told of every other: why, of which model and tier, and its id.
         experiments: The rollouts that requests take part in.
     """
 
@@ -79,7 +80,7 @@ class Inference:
         self.transforming = transforming
         self.metrics = metrics
         self.listeners: list[Listener] = []
-        self.refusals: list[Callable[[ServiceError, str, str], None]] = []
+        self.refusals: list[Callable[[ServiceError, str, str, str], None]] = []
         self.experiments: Experiments | None = None
         self._router = Router(scheduler)
         self._prefix = secrets.token_hex(6)
@@ -98,6 +99,7 @@ class Inference:
         parameters: dict[str, Any],
         arrived: float,
         watch: Watch | None = None,
+        request_id: str | None = None,
     ) -> Outcome:
         """Answers one request.
 
@@ -109,11 +111,13 @@ class Inference:
             arrived: When it arrived, on `time.perf_counter`.
             watch: Called before it waits for the device: whoever can tell that the client left cancels this
                 task then, and the request never runs.
+            request_id: What it is called; None for the client's own id, or a new one.
 
         Raises:
             ServiceError: It cannot be answered as asked; it was counted.
         """
-        course = _Course(model, pinned, model.slo.default, request, arrived, watch)
+        request_id = request_id or request.id or self.new_id()
+        course = _Course(model, pinned, model.slo.default, request, request_id, arrived, watch)
         try:
             course.slo = model.slo.read(parameters)
             course.deadline = arrived + course.slo.deadline_ms / 1e3
@@ -229,7 +233,7 @@ class Inference:
         names = (spec.name for spec in model.card.spec.signature.outputs)
         outputs = self.transforming.after(model, request, dict(zip(names, done.outputs, strict=True)))
         outcome = Outcome(
-            request.id or self.new_id(), model, route.variant, course.slo.tier.name, course.arm, request,
+            course.request_id, model, route.variant, course.slo.tier.name, course.arm, request,
             outputs, None, course.arrived, course.transform_s, done.started, done.batch_rows, done.queue_s,
             done.infer_s, perf_counter() - course.arrived, route.degraded_from,
         )  # fmt: skip
@@ -256,13 +260,13 @@ class Inference:
             self.experiments.failed(course.part, error)
         if variant is None:
             for refused in self.refusals:
-                refused(error, model.name, tier)
+                refused(error, model.name, tier, course.request_id)
             return
         total_s = perf_counter() - course.arrived
         variant.statistics.failed(total_s)
         if self.listeners:
             outcome = Outcome(
-                course.request.id or self.new_id(), model, variant, tier, course.arm, course.request, None,
+                course.request_id, model, variant, tier, course.arm, course.request, None,
                 error, course.arrived, course.transform_s, 0.0, 0, 0.0, 0.0, total_s,
                 None if course.route is None else course.route.degraded_from,
             )  # fmt: skip

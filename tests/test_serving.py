@@ -290,3 +290,7 @@ def test_errors_carry_a_request_id(gateway: Gateway) -> None:
 def test_bentomls_api_takes_no_larger_bodies_either(gateway: Gateway) -> None:
     response = httpx.post(f"{gateway.url}/predict", content=b" " * 200_000)
     assert response.status_code == 413
+    sent = request(np.zeros(64, np.float32), max_latency_ms=0.0001) | {"id": "mine-1"}
+    response = httpx.post(f"{gateway.url}/v2/models/digits/versions/fp32/infer", json=sent)
+    assert response.status_code == 422
+    assert response.headers["x-mipgate-request-id"] == "mine-1"

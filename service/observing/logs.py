@@ -69,9 +69,9 @@ class RequestLog:
                 request_id=outcome.request_id,
             )
 
-    def refused(self, error: ServiceError, model: str, tier: str) -> None:
+    def refused(self, error: ServiceError, model: str, tier: str, request_id: str) -> None:
         """Tells of a request that no variant was found for."""
-        self._end(error, model=model, tier=tier)
+        self._end(error, model=model, tier=tier, request_id=request_id)
 
     def _end(self, error: ServiceError, **facts: str) -> None:
         """What callers do wrong is theirs to know."""

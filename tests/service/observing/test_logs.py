@@ -153,10 +153,10 @@ def test_what_did_not_go_as_asked_is_always_told(written: Written, facts: Any, e
 
 
 def test_a_request_that_no_variant_was_found_for_is_told(written: Written) -> None:
-    requests(written).refused(UnavailableError("full. Wait.", "capacity"), "digits", "fast")
+    requests(written).refused(UnavailableError("full. Wait.", "capacity"), "digits", "fast", "mine-1")
     (line,) = written.lines
     said = {"event": "shed", "model": "digits", "tier": "fast", "reason": "capacity", "error": "full. Wait."}
-    assert line.items() >= said.items()
+    assert line.items() >= (said | {"request_id": "mine-1"}).items()
 
 
 def test_what_callers_do_wrong_is_not_logged(written: Written) -> None:
