@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.rollout.evidence import ArmTally, Feedback
 from service.rollout.rollout import Phase, Rollout
 from service.state.database import StateAwayError
-from service.state.evidence import Batch, EvidenceStore, Served, is_keepable
+from service.state.evidence import Batch, EvidenceStore, Served
 
 log = logging.getLogger("mipgate.conductor")
 
@@ -62,7 +62,7 @@ class Conductor:
 
     def remember(self, answer: Served) -> None:
         """Keeps an answer for a label that may come; the log says when it does not."""
-        if len(self._served) < _MOST_SERVED and is_keepable(answer.request):
+        if len(self._served) < _MOST_SERVED:
             self._served.append(answer)
         else:
             self._dropped += 1
@@ -149,10 +149,7 @@ class Conductor:
         self._tallies = {key: tally for key, tally in self._tallies.items() if key[0] in running}
         served, self._served = self._served, []
         if self._dropped:
-            log.warning(
-                "%d answers are not kept for labels: too many wait to be written, or their ids are too long",
-                self._dropped,
-            )
+            log.warning("%d answers are not kept for labels: too many wait to be written", self._dropped)
             self._dropped = 0
         evidence = {key: counts for key, counts in seen.items() if counts != _NOTHING}
         if not evidence and not served:

@@ -22,11 +22,12 @@ from service.queues import Priority
 from service.rollout.assignment import assign, counts_copies, shadow_draw
 from service.rollout.comparison import compare, judges_classes
 from service.rollout.evidence import ArmTally, Feedback
-from service.rollout.labels import judged, prediction
+from service.rollout.labels import judged, names_of, prediction
 from service.rollout.rollout import PRIMARY, Arm, Rollout
 from service.routing import Slo
 from service.scheduler import Completed, Scheduler
 from service.state.evidence import Served
+from variants.serving_spec import ServingSpec
 
 log = logging.getLogger("mipgate.experiments")
 
@@ -145,12 +146,14 @@ class Experiments:
         else:
             tally.errors += 1
 
-    async def judge(self, labels: Mapping[str, Any], metric_of: Callable[[str], str], age_s: float) -> None:
+    async def judge(
+        self, labels: Mapping[str, Any], spec_of: Callable[[str], ServingSpec], age_s: float
+    ) -> None:
         """Joins labels with the answers that they belong to.
 
         Args:
             labels: By the request's id.
-            metric_of: Name of a model's metric.
+            spec_of: A model's spec, by its name.
             age_s: How old the answers may be.
 
         Raises:
@@ -159,11 +162,12 @@ class Experiments:
         scores: dict[str, Feedback] = {}
 
         def score(answer: Served, label: Any) -> Feedback:
-            scores[answer.request] = judged(metric_of(answer.model), answer.prediction, label)
+            spec = spec_of(answer.model)
+            scores[answer.request] = judged(spec.metric, answer.prediction, label, names_of(spec))
             return scores[answer.request]
 
         for answer in await self._conductor.judge(labels, score, age_s):
-            if judges_classes(metric_of(answer.model)):
+            if judges_classes(spec_of(answer.model).metric):
                 correct = "true" if scores[answer.request].correct == 1 else "false"
                 recipe = answer.variant.partition("@")[0]
                 self._metrics.feedback.labels(answer.model, recipe, answer.arm, correct).inc()

@@ -178,8 +178,19 @@ class Gateway:
         tier: str | None = None,
         variant: str | None = None,
     ) -> dict[str, Any]:
-        """Answers plain JSON: named inputs, each a nested list of rows.
+        """Answers plain JSON: named inputs, each a nested list of rows, and objectives if wanted.
+        max_latency_ms: float | None = None,
+        min_accuracy: float | None = None,
+        allow_degrade: bool | None = None,
+        sticky_key: str | None = None,
 
         For throughput use `/v2/models/{model}/infer`, which does not pass through BentoML's layers.
         """
-        return await predict(self.bento_service.core, model, inputs, tier, variant)
+        wanted = {
+            "tier": tier,
+            "max_latency_ms": max_latency_ms,
+            "min_accuracy": min_accuracy,
+            "allow_degrade": allow_degrade,
+            "sticky_key": sticky_key,
+        }
+        return await predict(self.bento_service.core, model, inputs, variant, wanted)

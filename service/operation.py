@@ -26,6 +26,7 @@ from service.state.database import Database, StateAwayError
 from service.state.evidence import EvidenceStore
 from variants.catalog import Catalog
 from variants.host import Host
+from variants.serving_spec import ServingSpec
 
 log = logging.getLogger("mipgate.operation")
 
@@ -91,9 +92,9 @@ class Operation:
 
     async def _judge(self, labels: Mapping[str, Any]) -> None:
         try:
-            await self._experiments.judge(labels, self._metric_of, self._feedback_age_s)
+            await self._experiments.judge(labels, self._spec_of, self._feedback_age_s)
         except StateAwayError as error:
             raise UnavailableError("the database does not answer, so that labels wait. Try again.") from error
 
-    def _metric_of(self, model: str) -> str:
-        return self._core.fleet.find(model).card.spec.metric
+    def _spec_of(self, model: str) -> ServingSpec:
+        return self._core.fleet.find(model).card.spec

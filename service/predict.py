@@ -18,9 +18,16 @@ from service.tensors import DTYPE_DATATYPES
 
 
 async def predict(
-    core: Inference, name: str, inputs: Mapping[str, Any], tier: str | None, version: str | None
+    core: Inference, name: str, inputs: Mapping[str, Any], version: str | None, wanted: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Answers named inputs, each a nested list of rows, or a text or picture per row.
+
+    Args:
+        core: Answers them.
+        name: The model.
+        inputs: What it is asked, by name.
+        version: The variant that is to answer; None or empty to route.
+        wanted: The protocol's parameters, such as `tier`; None or empty for those that are left out.
 
     Raises:
         BentoMLException: With the status that the data plane would have answered.
@@ -32,7 +39,8 @@ async def predict(
         raw = model.transforms.raw
         specs = model.signature.inputs if raw is None else (*model.signature.inputs, raw)
         request = _request(specs, model.decoder, inputs)
-        answer = await core.infer(model, pinned, request, {"tier": tier} if tier else {}, arrived)
+        parameters = {key: value for key, value in wanted.items() if value is not None and value != ""}
+        answer = await core.infer(model, pinned, request, parameters, arrived)
     except ServiceError as error:
         raise BentoMLException(str(error), error_code=HTTPStatus(error.status)) from error
     assert answer.outputs is not None  # a failure is an exception
@@ -41,6 +49,7 @@ async def predict(
         "variant": answer.variant.name,
         "tier": answer.tier,
         "degraded": answer.degraded,
+        "request_id": answer.request_id,
     }
 
 

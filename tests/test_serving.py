@@ -217,7 +217,17 @@ def test_bentomls_own_api_and_pages_answer_over_the_same_core(gateway: Gateway, 
     answer = httpx.post(f"{gateway.url}/predict", json=call).json()
     direct = gateway.infer(samples.inputs["image"][:2], answer["variant"]).json()
     np.testing.assert_allclose(np.ravel(answer["outputs"]["logits"]), direct["outputs"][0]["data"], rtol=1e-6)
-    assert httpx.post(f"{gateway.url}/predict", json=call | {"tier": "best"}).status_code == 400
+    assert answer["request_id"]
+    best = httpx.post(f"{gateway.url}/predict", json=call | {"tier": "fast", "min_accuracy": 1.0}).json()
+    assert (best["tier"], best["degraded"]) == ("fast", False)
+    for wish, status in (
+        ({"tier": "best"}, 400),
+        ({"max_latency_ms": 0.0001}, 422),
+        ({"max_latency_ms": "soon"}, 400),
+        ({"min_accuracy": 2.0, "allow_degrade": True}, 400),
+        ({"sticky_key": "x" * 257}, 400),
+    ):
+        assert httpx.post(f"{gateway.url}/predict", json=call | wish).status_code == status, wish
     assert "text/html" in httpx.get(f"{gateway.url}/").headers["content-type"]
     assert "/predict" in httpx.get(f"{gateway.url}/docs.json").json()["paths"]
     assert httpx.get(f"{gateway.url}/readyz").status_code == 200
@@ -285,12 +295,12 @@ def test_a_pinned_variant_that_cannot_be_in_time_is_refused(gateway: Gateway) ->
 def test_errors_carry_a_request_id(gateway: Gateway) -> None:
     response = httpx.post(f"{gateway.url}/v2/models/digits/infer", content=b"junk")
     assert response.headers["x-mipgate-request-id"]
+    sent = request(np.zeros(64, np.float32), max_latency_ms=0.0001) | {"id": "mine-1"}
+    response = httpx.post(f"{gateway.url}/v2/models/digits/versions/fp32/infer", json=sent)
+    assert response.status_code == 422
+    assert response.headers["x-mipgate-request-id"] == "mine-1"
 
 
 def test_bentomls_api_takes_no_larger_bodies_either(gateway: Gateway) -> None:
     response = httpx.post(f"{gateway.url}/predict", content=b" " * 200_000)
     assert response.status_code == 413
-    sent = request(np.zeros(64, np.float32), max_latency_ms=0.0001) | {"id": "mine-1"}
-    response = httpx.post(f"{gateway.url}/v2/models/digits/versions/fp32/infer", json=sent)
-    assert response.status_code == 422
-    assert response.headers["x-mipgate-request-id"] == "mine-1"

@@ -1,6 +1,7 @@
 """Texts and pictures through a real gateway: every form of a request, and what is refused."""
 
 import base64
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     for name in ("TEXT", "PICTURE"):
         command = [mipgate, "build", f"{SPECS}:{name}", "--quiet"]
         subprocess.run(command, env=homes.environment, cwd=ROOT, check=True)
-    with running(homes) as gateway:
+    with running(homes, MIPGATE_FEEDBACK="all") as gateway:
         yield gateway
 
 
@@ -114,6 +115,26 @@ def test_bentomls_own_api_takes_texts_too(gateway: Gateway) -> None:
     answer = httpx.post(f"{gateway.url}/predict", json=call).json()
     assert answer["outputs"]["label"] == [["spam"]]
     assert answer["outputs"]["logits"] == [[2.0, 5.0]]
+
+
+def test_labels_that_come_later_are_names_or_numbers(gateway: Gateway) -> None:
+    url = f"{gateway.url}/v1/feedback"
+    asked = post(gateway, "mail", raw("text", "buy now", "noon"), id="i" * 256).json()["parameters"]
+    unknown = httpx.post(url, json={"request_id": asked["request_id"], "label": ["ham", "eggs"]}, timeout=30)
+    assert unknown.status_code == 400
+    assert '"eggs" is no class of this model. Send one of ham, spam, or its number' in unknown.json()["error"]
+    named = {"request_id": asked["request_id"], "label": ["ham", 1]}
+    call = {"model": "mail", "inputs": {"text": ["buy buy buy buy now"]}}
+    answer = httpx.post(f"{gateway.url}/predict", json=call).json()
+    plain = {"request_id": answer["request_id"], "label": answer["outputs"]["label"][0][0]}
+    taken = httpx.post(url, json=[named, plain], timeout=30)
+    assert (taken.status_code, taken.json()) == (202, {"accepted": 2})
+    counts = re.findall(
+        r'^mipgate_feedback_total\{.*correct="(\w+)".*model="mail".* (\S+)$',
+        httpx.get(f"{gateway.url}/metrics").text,
+        re.MULTILINE,
+    )
+    assert {correct: float(count) for correct, count in counts} == {"true": 1.0, "false": 1.0}
 
 
 def test_what_cannot_be_read_is_refused_with_fact_and_remedy(gateway: Gateway) -> None:

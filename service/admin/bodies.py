@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from compression.recipe import RecipeName, Step
 from service.errors import BadRequestError, MediaTypeError, TooLargeError
+from service.protocol import MAX_ID_LENGTH
 
 _LARGEST_BYTES = 1024**2
 
@@ -60,7 +61,7 @@ class VersionBody(Body):
 class LabelBody(Body):
     """A label that came later."""
 
-    request_id: str = Field(min_length=1, max_length=128)
+    request_id: str = Field(min_length=1, max_length=MAX_ID_LENGTH, pattern="^[ -~]*$")
     label: Any
 
 

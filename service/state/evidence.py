@@ -14,7 +14,7 @@ from service.errors import ConflictError, NotFoundError
 from service.rollout.evidence import ArmEvidence, Feedback, merge
 from service.state.database import Database
 from service.state.leases import Lease, check
-from service.state.tables import LONGEST_REQUEST, evidence, served, writers
+from service.state.tables import evidence, served, writers
 
 _ROWS_PER_ARM = 20
 
@@ -53,11 +53,6 @@ class Batch:
     number: int
     evidence: Mapping[Arm, ArmEvidence] = field(default_factory=dict)
     served: Sequence[Served] = ()
-
-
-def is_keepable(request: str) -> bool:
-    """Whether every database takes a request's id."""
-    return len(request) <= LONGEST_REQUEST and "\0" not in request
 
 
 class EvidenceStore:

@@ -23,6 +23,8 @@ from sqlalchemy import (
     text,
 )
 
+from service.protocol import MAX_ID_LENGTH
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -33,7 +35,6 @@ metadata = MetaData(
 )
 
 EVERY_TIER = ""
-LONGEST_REQUEST = 128
 
 # SQLite counts rows up by itself only in a column of its own integer type.
 _COUNTER = BigInteger().with_variant(Integer, "sqlite")
@@ -111,7 +112,7 @@ leases = Table(
 served = Table(
     "served",
     metadata,
-    Column("request", String(LONGEST_REQUEST), primary_key=True),
+    Column("request", String(MAX_ID_LENGTH), primary_key=True),
     Column("model", String(255), nullable=False),
     Column("variant", String(255), nullable=False),
     Column("tier", String(255), nullable=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -408,12 +409,32 @@ def test_labels_that_come_later_say_who_was_right(fleet: Fleet, model: LoadedMod
             assert outcome.outputs is not None
             right = outcome.outputs["logits"].argmax(axis=1).tolist()
             wrong = [(value + 1) % 10 for value in right]
-            await experiments.judge({outcome.request_id: right}, lambda _: "accuracy", 60)
+            await experiments.judge({outcome.request_id: right}, lambda _: model.card.spec, 60)
             assert known.scores == [Feedback(1, correct=1.0)]
-            await experiments.judge({outcome.request_id: [right[0], wrong[1]]}, lambda _: "accuracy", 60)
+            await experiments.judge({outcome.request_id: [right[0], wrong[1]]}, lambda _: model.card.spec, 60)
             assert known.scores == [Feedback(1, correct=0.5)]
             with pytest.raises(BadRequestError, match="shape"):
-                await experiments.judge({outcome.request_id: [1, 2, 3]}, lambda _: "accuracy", 60)
+                await experiments.judge({outcome.request_id: [1, 2, 3]}, lambda _: model.card.spec, 60)
+
+    on_loop(scenario)
+
+
+@pytest.mark.parametrize("own", ["mine-1", None])
+def test_a_request_has_the_same_id_wherever_it_is_told_of(
+    fleet: Fleet, model: LoadedModel, own: str | None
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            told: list[str] = []
+            serving.refusals.append(lambda error, name, tier, request_id: told.append(request_id))
+            sent, impossible = dataclasses.replace(request(), id=own), {"max_latency_ms": 0.0001}
+            request_id = own or serving.new_id()
+            with pytest.raises(ServiceError):
+                await serving.infer(model, None, sent, impossible, perf_counter(), None, request_id)
+            assert told == [request_id]
+            answer = await serving.infer(model, None, sent, PATIENT, perf_counter())
+            assert answer.request_id == own or own is None
+            assert answer.request_id
 
     on_loop(scenario)
 

@@ -252,6 +252,8 @@ def test_feedback_is_taken_once(admin: Admin) -> None:
         {"request_id": "a"},
         {"request_id": 7, "label": 1},
         {"request_id": "", "label": 1},
+        {"request_id": "a" * 257, "label": 1},
+        {"request_id": "a\0", "label": 1},
         [{"request_id": "a", "label": 1}, {"request_id": "a", "label": 2}],
         [{"request_id": "a", "label": 1, "more": 1}],
         "a",

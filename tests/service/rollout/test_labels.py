@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compression.signature import Signature, TensorSpec
 from service.errors import BadRequestError
 from service.rollout.evidence import Feedback
-from service.rollout.labels import MOST_NUMBERS, judged, prediction
+from service.rollout.labels import MOST_NUMBERS, judged, names_of, prediction
+from variants.serving_spec import ServingSpec, transform
 
 LOGITS = np.array([[0.1, 2.0, -1.0], [3.0, 0.0, 1.0]], np.float32)
 
@@ -36,6 +38,41 @@ def test_what_is_too_large_to_keep_does_not_wait() -> None:
 )
 def test_classes_are_right_or_wrong_row_by_row(predicted: Any, label: Any, correct: float) -> None:
     assert judged("accuracy", predicted, label) == Feedback(1, correct=correct)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "label", "correct"),
+    [([1], "spam", 1.0), ([1], ["spam"], 1.0), ([1], "ham", 0.0), ([0, 1], ["ham", 1], 1.0), ([2], "7", 1.0)],
+)
+def test_classes_have_names_and_numbers(predicted: Any, label: Any, correct: float) -> None:
+    assert judged("accuracy", predicted, label, ("ham", "spam", "7")) == Feedback(1, correct=correct)
+
+
+def test_a_name_of_no_class_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(BadRequestError, match=r'"eggs" is no class.* Send one of ham, spam, or its number\.'):
+        judged("accuracy", [0], "eggs", ("ham", "spam"))
+    with pytest.raises(BadRequestError, match=r"n0, n1, .*n9, \.\.\., or"):
+        judged("accuracy", [0], "eggs", tuple(f"n{number}" for number in range(1000)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "settings", "expected"),
+    [
+        ("accuracy", {}, ("ham", "spam")),
+        ("accuracy@logits", {}, ("ham", "spam")),
+        ("accuracy@other", {}, ()),
+        ("accuracy@other", {"output": "other"}, ("ham", "spam")),
+        ("mse", {}, ()),
+    ],
+)
+def test_the_names_are_those_of_the_output_that_is_judged(
+    metric: str, settings: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    outputs = tuple(TensorSpec(name, "float32", ("batch", 2)) for name in ("logits", "other"))
+    signature = Signature((TensorSpec("x", "float32", ("batch", 3)),), outputs)
+    names = transform("labels", names=("ham", "spam"), **settings)
+    assert names_of(ServingSpec("m", signature, metric, "fp32", transforms=(names,))) == expected
+    assert names_of(ServingSpec("m", signature, metric, "fp32")) == ()
 
 
 @pytest.mark.parametrize("label", [[1.0, 2.0], [[1.0, 2.0]]])

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from service.errors import BadRequestError, ConflictError, NotFoundError
+from service.protocol import MAX_ID_LENGTH
 from service.rollout.evidence import Feedback
 from service.state.database import Database
 from service.state.evidence import Batch, EvidenceStore, Served
@@ -52,6 +53,12 @@ def test_a_batch_that_is_written_again_counts_once(store: EvidenceStore) -> None
     store.write("w1", batch)
     store.write("w1", batch)
     assert store.read("r1")["candidate"].requests == 10
+
+
+def test_the_longest_id_that_a_client_may_give_finds_its_answer(store: EvidenceStore) -> None:
+    request = "i" * MAX_ID_LENGTH
+    store.write("w1", Batch(1, {}, [answer(request)]))
+    assert [given.request for given in store.judge({request: 7}, right, 60.0)] == [request]
 
 
 def test_many_increments_become_one_row_and_stay_what_they_were(
