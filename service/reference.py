@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from service.config import Config
 from service.metrics import BUILD_OUTCOMES, GUARD_BOUNDS, OUTCOMES, REASONS, Metrics
+from service.rollout.guard import STATISTICS
 
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
 _SETTINGS = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", re.DOTALL)
@@ -43,7 +44,15 @@ was chosen, `arm` where no rollout applies.
 | `arm` | primary, candidate, candidate-2, ... |
 | `state` | serving, dominated, refused, failed, skipped |
 | `agree`, `correct` | true, false |
-| `signal` | `input:` and the name of an input, `prediction`, `confidence` |
+| `statistic` | as guards write it: {", ".join(STATISTICS)} (`p99`, say) |
+| `signal` `input:NAME` | values of the input NAME, or its tokens |
+| `signal` `input:NAME:mean`, `:spread` | mean and standard deviation of each row, where it has several |
+| `signal` `input:NAME:length`, `:unknown` | tokens in a row, and the share that the tokenizer does not know |
+| `signal` `prediction`, `confidence` | classes, or means of rows of numbers; probability of the class |
+| `from` | what an idle gateway would have answered with; empty where nothing reaches the floor |
+| `to` | what answered |
+| `database` | sqlite, postgresql |
+| `worker` | 1, 2, ... up to `MIPGATE_WORKERS` |
 | `quantile` | 0.5, 0.95, 0.99 |
 
 | metric | type | over workers | labels | what it says |

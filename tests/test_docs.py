@@ -2,7 +2,11 @@
 
 import re
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
 from service.config import Config
+from service.metrics import Metrics
 from service.reference import metrics_page, operations_page, settings_table
 from tests.conftest import ROOT
 from variants.cli.main import VERBS
@@ -21,6 +25,14 @@ def test_the_pages_made_from_the_code_are_current() -> None:
     operations = (ROOT / "docs" / "operations.md").read_text()
     assert operations == operations_page(operations), remedy
     assert settings_table() in operations
+
+
+def test_every_label_of_a_metric_is_explained() -> None:
+    text = metrics_page()
+    metrics = [m for m in vars(Metrics(CollectorRegistry())).values() if isinstance(m, MetricWrapperBase)]
+    labels = {label for metric in metrics for label in metric._labelnames} - {"model", "variant", "tier"}
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert not [label for label in labels if not any(f"`{label}`" in row.split(" | ")[0] for row in rows)]
 
 
 def test_every_verb_is_documented() -> None:
