@@ -2,7 +2,7 @@
 PORT ?= 3000
 PYTHON ?= python3
 BIN := .venv/bin
-PROMETHEUS = $(BIN)/python -c 'from tests.debian import program; print(program("prometheus", "usr/bin/prometheus"))'
+PROMETHEUS = $(BIN)/python -m tests.debian prometheus usr/bin/prometheus
 SOURCES := compression variants service loadtests deploy tests
 
 .PHONY: help install demo test lint types format ops drill bench clean
@@ -39,11 +39,11 @@ format: install  ## Format the code and mend what can be mended.
 	$(BIN)/ruff format $(SOURCES)
 
 drill: install  ## Let things go wrong here, and see that exactly the promised alerts are raised.
-	$(BIN)/python -m deploy.ops.drill --prometheus "$$($(PROMETHEUS))"
+	@program="$$($(PROMETHEUS))" && $(BIN)/python -m deploy.ops.drill --prometheus "$$program"
 
 ops: install  ## Start gateway, Prometheus and a little load here, print what every panel says, stop it all.
-	$(BIN)/mipgate build digits --quiet
-	$(BIN)/python -m deploy.ops.show --prometheus "$$($(PROMETHEUS))"
+	@program="$$($(PROMETHEUS))" && $(BIN)/mipgate build digits --quiet && \
+		$(BIN)/python -m deploy.ops.show --prometheus "$$program"
 
 bench: install  ## Measure Mipgate beside other servers: small and real model, overload (docs/benchmarks.md).
 	$(BIN)/mipgate build digits --quiet

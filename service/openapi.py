@@ -39,7 +39,7 @@ _ERRORS: Final[dict[int, str]] = {
     401: "No key, or an unknown one.",
     403: "The key has not the role that this needs.",
     404: "Unknown model, variant or path; lists what exists.",
-    409: "Another change to this model is under way.",
+    409: "The gateway cannot make this change as it runs: it serves a Bento, or has several workers.",
     413: "The body is larger than the gateway takes.",
     414: "The path is longer than the gateway takes.",
     415: "The body is neither JSON nor binary tensors.",
@@ -118,7 +118,7 @@ def _server_paths() -> Schema:
         "/v2": {"get": _operation("server", "Server metadata.", _json("ServerMetadata"), _READ)},
         "/v2/health/live": {"get": _operation("live", "Whether the process runs.", _json("Live"), _OPEN)},
         "/v2/health/ready": {
-            "get": _operation("ready", "Whether every model can serve.", _json("Ready"), (*_OPEN, 503))
+            "get": _operation("ready", "Whether any model can serve.", _json("Ready"), (*_OPEN, 503))
         },
         "/v2/openapi.json": {"get": _operation("openapi", "This document.", _json("OpenApi"), _READ)},
     }

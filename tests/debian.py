@@ -1,12 +1,13 @@
 """Programs of Debian packages that tests start: the installed one, or one that is unpacked into a cache.
 
 Nothing is installed and root is not needed: packages are downloaded and unpacked, with what they need and the
-machine has not.
+machine has not. `python -m tests.debian PACKAGE PATH` prints the path of one.
 """
 
 import os
 import shlex
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +15,23 @@ import pytest
 from filelock import FileLock
 
 
+class MissingProgramError(Exception):
+    """A program is not installed, and its package cannot be downloaded."""
+
+
 def program(package: str, path: str) -> Path:
+    """The program, as `find_program`; skips the test where there is none."""
+    try:
+        return find_program(package, path)
+    except MissingProgramError as error:
+        pytest.skip(str(error))
+
+
+def find_program(package: str, path: str) -> Path:
     """Path of a program, by its path below `/`, which may be a pattern: `usr/lib/postgresql/*/bin/initdb`.
 
-    Skips the test where the package can neither be found nor downloaded.
+    Raises:
+        MissingProgramError: The package can neither be found nor downloaded.
     """
     if installed := sorted(Path("/").glob(path)):
         return installed[-1]
@@ -34,8 +48,10 @@ def _unpacked(package: str, path: str) -> Path:
         if not (folder / "complete").exists():
             try:
                 _unpack(package, root, folder / "apt")
-            except (OSError, subprocess.CalledProcessError) as error:
-                pytest.skip(f"{package} is not installed, and cannot be downloaded: {error}")
+            except (OSError, subprocess.SubprocessError) as error:
+                raise MissingProgramError(
+                    f"{package} is not installed, and cannot be downloaded ({error}). Install it."
+                ) from error
             (folder / "complete").touch()
         found = sorted(root.glob(path))
         assert found, f"{package} has no {path}"
@@ -76,3 +92,15 @@ def _unpack(package: str, root: Path, state: Path) -> None:
 def _run(command: list[str], cwd: Path | None = None) -> str:
     ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True, timeout=240)
     return ended.stdout
+
+
+def main(package: str, path: str) -> None:
+    """Prints the path of a program, or ends with a sentence."""
+    try:
+        print(find_program(package, path))
+    except MissingProgramError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

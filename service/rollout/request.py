@@ -37,7 +37,7 @@ class RolloutRequest(BaseModel):
         None, description="The variant that answers beside it; by default whatever the router chooses."
     )
     tier: Name | None = Field(None, description="Only requests of this tier take part.")
-    weight: Percent | None = Field(None, description="A/B: percent of each candidate, 50 by default.")
+    weight: Percent | None = Field(None, description="A/B: percent of each candidate, by default equal.")
     weights: dict[Name, Annotated[float, Field(ge=0, le=100)]] | None = Field(
         None, description="A/B: percent by arm (`primary`, `candidate`, `candidate-2`), 100 in all."
     )

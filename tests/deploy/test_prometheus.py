@@ -1,6 +1,7 @@
 """Scrape config, recording rules and alerts, by Prometheus's own checker."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.debian import program
 from tests.deploy.metric_names import names_read, series_names
 
 FOLDER = ROOT / "deploy" / "prometheus"
+RUNBOOK = ROOT / "docs" / "operations.md"
 Rule = dict[str, Any]
 
 
@@ -61,6 +63,19 @@ def test_every_alert_has_a_scenario_in_which_it_fires() -> None:
 def test_rules_read_what_exists(rule: Rule) -> None:
     recorded = {other["record"] for other in rules("recording.yml")}
     assert names_read(rule["expr"]) <= series_names() | recorded
+
+
+def test_the_runbook_becomes_absolute_by_the_command_of_its_page(promtool: Path, tmp_path: Path) -> None:
+    command = re.search(
+        r"^    sed -i '(.*)' (deploy/prometheus/alerts\.yml)$", RUNBOOK.read_text(), re.MULTILINE
+    )
+    assert command
+    copy = shutil.copy(ROOT / command[2], tmp_path)
+    _checked(["sed", "-i", command[1], copy])
+    links = [rule["annotations"]["runbook_url"] for rule in rules(copy)]
+    assert len(links) == len(ALERTS)
+    assert all(link.startswith("https://git.example/mipgate/blob/main/docs/operations.md#") for link in links)
+    _checked([promtool, "check", "rules", copy])
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=_name)

@@ -58,7 +58,7 @@ def command() -> None:
 )
 @click.option("--primary", metavar="VARIANT", help="What answers beside it; else the router's choice.")
 @click.option("--tier", help="Only requests of this tier take part.")
-@click.option("--weight", type=float, metavar="PERCENT", help="A/B: of each candidate.  [default: 50]")
+@click.option("--weight", type=float, metavar="PERCENT", help="A/B: of each one.  [default: equal shares]")
 @click.option("--steps", type=_Percentages(), help="Canary: growing weights.  [default: 5,25,50,100]")
 @click.option("--step-duration", "step_duration_s", type=_Duration(), help="Shortest step.  [default: 60s]")
 @click.option("--guard", "guards", multiple=True, metavar="GUARD", help="What must hold; repeatable.")
