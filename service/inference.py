@@ -217,7 +217,8 @@ class Inference:
             for start in range(0, rows, most):
                 part = slice(start, start + most)
                 inputs = {name: array[part] for name, array in request.inputs.items()}
-                parts.append(submit(variant, inputs, min(most, rows - start), deadline, priority))
+                taken = min(most, rows - start)
+                parts.append(submit(variant, inputs, taken, deadline, priority, int(start == 0)))
             return _joined(await asyncio.gather(*parts))
         except BaseException:
             for future in parts:

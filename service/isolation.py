@@ -55,12 +55,20 @@ def each_alone(variant: Executable, jobs: Sequence[Job[Any]], error: Exception) 
 def _alone(variant: Executable, job: Job[Any]) -> list[Array] | Exception:
     try:
         outputs = variant.run(job.inputs)
+        check_rows(outputs, job.rows)
     except Exception as error:  # the runtime's errors have no common base but this
         return error
-    shapes = [np.shape(output) for output in outputs]
-    if any(shape[:1] != (job.rows,) for shape in shapes):
-        return ValueError(f"{job.rows} rows gave shapes {shapes}")
     return outputs
+
+
+def check_rows(outputs: Sequence[Array], rows: int) -> None:
+    """Checks that a batch gave as many rows as it had.
+
+    Raises:
+        ValueError: It gave others.
+    """
+    if any([np.shape(output)[:1] != (rows,) for output in outputs]):
+        raise ValueError(f"{rows} rows gave outputs of the shapes {[np.shape(output) for output in outputs]}")
 
 
 def _told(

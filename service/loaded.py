@@ -11,6 +11,7 @@ from time import perf_counter
 from compression.signature import Array, Signature
 from service.breaker import Breaker
 from service.errors import NotFoundError, UnavailableError
+from service.isolation import check_rows
 from service.metrics import Metrics
 from service.pace import DevicePace, Pace
 from service.protocol import RequestDecoder
@@ -30,6 +31,7 @@ log = logging.getLogger("mipgate.fleet")
 
 _WARM_UP_ROWS = (1, 1, 8)
 _TABLE_ROWS = 256
+_HANGS = 4.0  # times the predicted time
 
 
 class LoadedVariant:
@@ -140,7 +142,7 @@ class LoadedVariant:
 
     def shape_key(self, inputs: Mapping[str, Array]) -> Hashable:
         """Requests share a batch when all axes but the first have the same lengths."""
-        return tuple(inputs[name].shape for name in self._free_inputs) if self._free_inputs else None
+        return tuple(inputs[name].shape[1:] for name in self._free_inputs) if self._free_inputs else None
 
     def executed(self, rows: int, requests: int, seconds: float, held_s: float, ok: bool) -> None:
         """Counts a batch that ran, learns the host's pace from it, and whether the variant still answers."""
@@ -155,10 +157,18 @@ class LoadedVariant:
         if self.breaker.failures and self.breaker.answered():
             log.warning("%s answers again", self.key)
 
+    def cut_off(self, rows: int, held_s: float) -> None:
+        """Learns that a batch took longer than predicted; one that took many times as long hangs."""
+        held_ms, predicted_ms = held_s * 1e3, self.predict_ms(rows)
+        if held_ms > predicted_ms:
+            self._pace.ran(self.profiled_ms(rows), held_ms)
+        if held_ms > _HANGS * predicted_ms:
+            self.blame()
+
     def is_well(self) -> bool:
         """Whether it answers its first golden row; from any thread."""
         try:
-            self.run(self._known_good)
+            check_rows(self.run(self._known_good), 1)
         except Exception:  # the runtime's errors have no common base but this
             return False
         return True

@@ -21,7 +21,6 @@ from compression.signature import Array
 
 # Of the device's time for priority `batch`, while others wait too.
 BATCH_SHARE = 0.125
-_MOST_GONE = 256  # requests that a queue has seen off before it is made short again
 
 T = TypeVar("T")
 
@@ -58,6 +57,9 @@ class Executable(Protocol):
     def executed(self, rows: int, requests: int, seconds: float, held_s: float, ok: bool) -> None:
         """Told of each batch: how long it ran, how long it held the device, and whether it gave answers."""
 
+    def cut_off(self, rows: int, held_s: float) -> None:
+        """Told of each batch that was ended because nobody waited for it any more."""
+
     def is_well(self) -> bool:
         """Whether it answers a row that is known to be good; from any thread."""
 
@@ -78,12 +80,13 @@ class Turn:
 
 @dataclass(slots=True, eq=False)
 class Job(Turn, Generic[T]):
-    """A request that waits."""
+    """A request that waits, or a part of one; of its parts only the first counts."""
 
     inputs: Mapping[str, Array]
     bytes: int
     arrived: float
     future: asyncio.Future[T]
+    counts: int = 1
     has_timer: bool = False
 
 
@@ -93,36 +96,31 @@ J = TypeVar("J", bound=Turn)
 class Queue(Generic[J]):
     """The waiting requests of one variant and priority that can share batches, earliest deadline first."""
 
-    __slots__ = ("jobs", "priority", "rows", "start", "variant")
+    __slots__ = ("jobs", "priority", "rows", "variant")
 
     def __init__(self, variant: Executable, priority: Priority) -> None:
         self.variant = variant
         self.priority = priority
         self.jobs: list[J] = []
-        self.start = 0  # jobs before it are gone
         self.rows = 0
 
     @property
     def head(self) -> J:
         """The request of the earliest deadline."""
-        return self.jobs[self.start]
+        return self.jobs[0]
 
     def push(self, job: J) -> None:
         """Adds a request where its deadline belongs."""
-        if self.start > _MOST_GONE:
-            del self.jobs[: self.start]
-            self.start = 0
         if not self.jobs or self.jobs[-1] < job:
             self.jobs.append(job)
         else:
-            insort(self.jobs, job, lo=self.start)
+            insort(self.jobs, job)
         self.rows += job.rows
 
     def pop(self, count: int, rows: int) -> list[J]:
         """Takes the first requests out, which have so many rows together."""
-        end = self.start + count
-        jobs = self.jobs[self.start : end]
-        self.start = end
+        jobs = self.jobs[:count]
+        del self.jobs[:count]
         self.rows -= rows
         return jobs
 
@@ -142,8 +140,8 @@ class Queue(Generic[J]):
             margin: How much longer than predicted it may take.
         """
         jobs, variant = self.jobs, self.variant
-        first = jobs[self.start]
-        rows, end = first.rows, self.start + 1
+        first = jobs[0]
+        rows, end = first.rows, 1
         while end < len(jobs):
             more = rows + jobs[end].rows
             if (
@@ -152,12 +150,12 @@ class Queue(Generic[J]):
             ):
                 break
             rows, end = more, end + 1
-        return end - self.start, rows
+        return end, rows
 
     def copy(self) -> Queue[Turn]:
         """The same requests, to play with."""
         copy = Queue[Turn](self.variant, self.priority)
-        copy.jobs, copy.rows = list(self.jobs[self.start :]), self.rows
+        copy.jobs, copy.rows = list(self.jobs), self.rows
         return copy
 
 
@@ -188,16 +186,16 @@ class Backlog(Generic[T]):
         """Predicted time of all that waits."""
         return sum(queue.work_ms() for queue in self.queues.values())
 
-    def next_batch(self, now: float) -> tuple[Executable, list[Job[T]]] | None:
+    def next_batch(self, now: float) -> tuple[Executable, Priority, list[Job[T]]] | None:
         """Takes the most urgent batch out; requests that expired or were abandoned may be in it."""
         if not self.queues:
             return None
         queue, jobs, self._owed_ms = _take(self.queues, self._owed_ms, now, self._margin())
-        return queue.variant, jobs
+        return queue.variant, queue.priority, jobs
 
     def clear(self) -> list[Job[T]]:
         """Takes everything out."""
-        jobs = [job for queue in self.queues.values() for job in queue.jobs[queue.start :]]
+        jobs = [job for queue in self.queues.values() for job in queue.jobs]
         self.queues.clear()
         return jobs
 
@@ -260,7 +258,17 @@ class Backlog(Generic[T]):
             promised = queue.priority is not Priority.SHADOW
             if promised and answer < inf and any([0 < now - job.deadline <= alone_s for job in jobs]):
                 return inf
+            if answer < inf and _are_unhurried(queues, now, margin):
+                return answer
         return answer
+
+
+def _are_unhurried(queues: Queues[J], now: float, margin: float) -> bool:
+    """Whether everything is in time, in whatever order it runs."""
+    if not queues:
+        return True
+    work_ms = sum(queue.work_ms() for queue in queues.values())
+    return now + work_ms * margin / 1e3 <= min(queue.head.deadline for queue in queues.values())
 
 
 def _take(queues: Queues[J], owed_ms: float, now: float, margin: float) -> tuple[Queue[J], list[J], float]:
@@ -285,6 +293,6 @@ def _take(queues: Queues[J], owed_ms: float, now: float, margin: float) -> tuple
     else:
         owed_ms += took_ms * BATCH_SHARE / (1 - BATCH_SHARE)
     jobs = queue.pop(count, rows)
-    if queue.start == len(queue.jobs):
+    if not queue.jobs:
         del queues[key]
     return queue, jobs, owed_ms

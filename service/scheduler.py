@@ -19,7 +19,7 @@ import numpy as np
 
 from compression.signature import Array
 from service.errors import DeadlineError, InferenceError, UnavailableError
-from service.isolation import Apart, each_alone
+from service.isolation import Apart, check_rows, each_alone
 from service.queues import Backlog, Executable, Job, Priority
 
 log = logging.getLogger("mipgate.scheduler")
@@ -64,7 +64,7 @@ class Completed:
 
 @dataclass(slots=True)
 class _Held:
-    """What waits for one variant, in all of its queues."""
+    """What waits for one variant with one priority."""
 
     requests: int = 0
     bytes: int = 0
@@ -83,7 +83,7 @@ class Scheduler:
         self._limits = limits
         self._clock = clock
         self._backlog: Backlog[Completed] = Backlog(margin)
-        self._held: dict[str, _Held] = {}
+        self._held: dict[tuple[str, Priority], _Held] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mipgate-device")
         self._busy_until: float | None = None
         self._running: tuple[Executable, list[Job[Completed]]] | None = None  # in the executor
@@ -93,7 +93,9 @@ class Scheduler:
 
     def depth(self, key: str) -> int:
         """Requests that wait for a variant."""
-        return self._held[key].requests if key in self._held else 0
+        return sum(
+            self._held[key, priority].requests for priority in Priority if (key, priority) in self._held
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -137,6 +139,7 @@ class Scheduler:
         rows: int,
         deadline: float,
         priority: Priority = Priority.INTERACTIVE,
+        counts: int = 1,
     ) -> asyncio.Future[Completed]:
         """Queues a request; the future ends with its outputs or an error of `service.errors`.
 
@@ -146,6 +149,7 @@ class Scheduler:
             rows: Length of the batch axis.
             deadline: On the scheduler's clock.
             priority: Who goes before it.
+            counts: As how many requests it counts: 0 for what belongs to one that waits already.
 
         Raises:
             UnavailableError: The variant's queue is full, or the scheduler is closed.
@@ -153,19 +157,20 @@ class Scheduler:
         if self._closed:
             raise UnavailableError(_CLOSED)
         loop = asyncio.get_running_loop()
-        held = self._held.get(variant.key)
+        place = variant.key, priority
+        held = self._held.get(place)
         if held is None:
-            held = self._held[variant.key] = _Held()
+            held = self._held[place] = _Held()
         size = sum([array.nbytes for array in inputs.values()])
-        if held.requests >= self._limits.requests or held.bytes + size > self._limits.bytes:
+        if (counts and held.requests >= self._limits.requests) or held.bytes + size > self._limits.bytes:
             raise UnavailableError(
                 f"the queue of {variant.key} is full. Try again after Retry-After.",
                 "capacity",
                 self.wait_ms() / 1e3,
             )
         self._count += 1
-        job = Job(deadline, self._count, rows, inputs, size, self._clock(), loop.create_future())
-        held.requests += 1
+        job = Job(deadline, self._count, rows, inputs, size, self._clock(), loop.create_future(), counts)
+        held.requests += counts
         held.bytes += size
         self._backlog.push((variant.key, variant.shape_key(inputs), priority), variant, priority, job)
         if self._busy_until is not None:
@@ -230,7 +235,7 @@ class Scheduler:
         self._busy_until = started + variant.predict_ms(rows) / 1e3
         self._running = variant, jobs
         running = loop.run_in_executor(self._executor, _run, variant, jobs, self._clock)
-        waiting = (queue.jobs[queue.start :] for queue in self._backlog.queues.values())
+        waiting = (queue.jobs for queue in self._backlog.queues.values())
         for job in chain(jobs, *waiting):
             self._set_timer(loop, job, started)
 
@@ -244,11 +249,11 @@ class Scheduler:
     def _next_batch(self) -> tuple[Executable, list[Job[Completed]], int] | None:
         """The most urgent batch without the requests that expired or whose clients left: they never run."""
         while batch := self._backlog.next_batch(self._clock()):
-            variant, taken = batch
-            held, now = self._held[variant.key], self._clock()
+            variant, priority, taken = batch
+            held, now = self._held[variant.key, priority], self._clock()
             jobs, rows = [], 0
             for job in taken:
-                held.requests -= 1
+                held.requests -= job.counts
                 held.bytes -= job.bytes
                 if job.future.done():
                     continue
@@ -266,29 +271,19 @@ class Scheduler:
     ) -> None:
         """Gives each request its rows of the batch's outputs."""
         outputs, seconds = ran
-        if isinstance(outputs, Exception) and all([job.future.cancelled() for job in jobs]):
-            return  # it was cut off because its clients left
+        if outputs is None:
+            variant.cut_off(rows, self._clock() - started)
+            return
         if isinstance(outputs, Apart):
             self._finish_apart(variant, jobs, outputs, started, seconds)
             return
-        if isinstance(outputs, Exception):
-            log.error("%s failed on a batch of %d rows", variant.key, rows, exc_info=outputs)
-        elif any([np.shape(output)[:1] != (rows,) for output in outputs]):
-            shapes = [np.shape(output) for output in outputs]
-            log.error("%s gave shapes %s for a batch of %d rows", variant.key, shapes, rows)
-            outputs = ValueError("wrong number of rows")
-        failed = isinstance(outputs, Exception)
-        variant.executed(rows, len(jobs), seconds, self._clock() - started, not failed)
+        variant.executed(rows, len(jobs), seconds, self._clock() - started, True)
         offset = 0
         for job in jobs:
             if job.future.done():
                 pass  # it expired while the batch ran
             elif started + seconds > job.deadline:
                 _expire(job.future)
-            elif isinstance(outputs, Exception):
-                job.future.set_exception(
-                    InferenceError(f"{variant.key} failed on this batch. Try again, or pin another variant.")
-                )
             else:
                 part = outputs if job.rows == rows else [o[offset : offset + job.rows] for o in outputs]
                 job.future.set_result(Completed(part, started - job.arrived, seconds, rows, started))
@@ -313,17 +308,24 @@ class Scheduler:
                 job.future.set_result(done)
 
 
-_Ran = tuple[list[Array] | Apart | Exception, float]
+_Ran = tuple[list[Array] | Apart | None, float]
 
 
 def _run(variant: Executable, jobs: list[Job[Completed]], clock: Callable[[], float]) -> _Ran:
-    """Runs a batch; returns its outputs or what went wrong, and the seconds it took."""
+    """Runs a batch.
+
+    Returns:
+        Its outputs, or what came of each request alone where it failed, or None where nobody waits for it any
+        more; and the seconds that it took.
+    """
     started = clock()
+    outputs: list[Array] | Apart | None
     try:
-        outputs: list[Array] | Apart | Exception = variant.run(_stack(jobs))
+        outputs = variant.run(_stack(jobs))
+        check_rows(outputs, sum([job.rows for job in jobs]))
     except Exception as error:  # the runtime's errors have no common base but this
-        cut_off = all(job.future.done() for job in jobs)
-        outputs = error if cut_off else each_alone(variant, jobs, error)
+        gone = all([job.future.done() for job in jobs])
+        outputs = None if gone else each_alone(variant, jobs, error)
     return outputs, clock() - started
 
 

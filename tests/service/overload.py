@@ -112,7 +112,7 @@ class Device:
             self.now = max(self.now, self.free_at)
             batch = self.backlog.next_batch(self.now)
             assert batch is not None
-            variant, jobs = batch
+            variant, _, jobs = batch
             alive = [job for job in jobs if job.deadline >= self.now]
             self._counts.late += len(jobs) - len(alive)
             if not alive:

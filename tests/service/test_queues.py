@@ -43,6 +43,9 @@ class Timed:
     def executed(self, *figures: Any) -> None:
         raise NotImplementedError
 
+    def cut_off(self, *figures: Any) -> None:
+        raise NotImplementedError
+
     def is_well(self) -> bool:
         raise NotImplementedError
 
@@ -55,7 +58,7 @@ def drain(backlog: Backlog[Any], now: float) -> dict[float, float]:
     """Runs everything; the time at which each number was done."""
     done = {}
     while batch := backlog.next_batch(now):
-        variant, jobs = batch
+        variant, _, jobs = batch
         now += variant.predict_ms(sum(each.rows for each in jobs)) / 1e3
         done |= {each.number: now for each in jobs}
     return done
@@ -107,7 +110,7 @@ def test_the_earliest_deadline_is_first_and_its_batch_fills_up_from_its_own_queu
         backlog.push((variant.key,), variant, INTERACTIVE, job(due, number))
     order = []
     while batch := backlog.next_batch(0.0):
-        order.append([each.number for each in batch[1]])
+        order.append([each.number for each in batch[2]])
     assert order == [[2, 0, 3], [1]]
 
 
@@ -132,13 +135,13 @@ def test_interactive_requests_go_first_and_batch_ones_have_their_share() -> None
     for number in range(80):
         backlog.push(("v", True), variant, INTERACTIVE, job(10.0, number))
         backlog.push(("v", False), variant, BATCH, job(1.0, 1000 + number))
-    order = [batch[1][0].number for _ in range(80) if (batch := backlog.next_batch(0.0))]
+    order = [batch[2][0].number for _ in range(80) if (batch := backlog.next_batch(0.0))]
     assert order[0] == 0
     patient = [number for number in order if number >= 1000]
     assert len(patient) == pytest.approx(80 * BATCH_SHARE, abs=1)
     first_half = [number for number in order[:40] if number >= 1000]
     assert first_half, "it is not starved"
-    rest = [batch[1][0].number for _ in range(80) if (batch := backlog.next_batch(0.0))]
+    rest = [batch[2][0].number for _ in range(80) if (batch := backlog.next_batch(0.0))]
     assert rest[-1] >= 1000
     assert not backlog.queues
 
@@ -149,7 +152,7 @@ def test_batch_requests_use_an_idle_device_at_once() -> None:
     backlog.push(("v", False), variant, BATCH, job(1.0, 0))
     batch = backlog.next_batch(0.0)
     assert batch is not None
-    assert batch[1][0].number == 0
+    assert batch[2][0].number == 0
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 50)), min_size=1, max_size=900))
@@ -162,7 +165,7 @@ def test_a_long_life_of_pushes_and_takes_keeps_the_count(steps: list[tuple[bool,
             backlog.push(("v",), variant, INTERACTIVE, job(due, number))
             pushed += 1
         elif batch := backlog.next_batch(inf):
-            taken += len(batch[1])
+            taken += len(batch[2])
     left = backlog.clear()
     assert taken + len(left) == pushed
     assert backlog.work_ms() == 0
@@ -174,6 +177,6 @@ def test_copies_run_when_nothing_else_waits() -> None:
     for priority in (SHADOW, BATCH, INTERACTIVE):
         for number in range(3):
             backlog.push(("v", priority), variant, priority, job(1.0, 10 * priority + number))
-    order = [batch[1][0].number // 10 for _ in range(9) if (batch := backlog.next_batch(0.0))]
+    order = [batch[2][0].number // 10 for _ in range(9) if (batch := backlog.next_batch(0.0))]
     assert order[-3:] == [SHADOW] * 3
     assert order[0] == INTERACTIVE
