@@ -51,7 +51,7 @@ _MEDIA_TYPES = (b"application/json", b"application/octet-stream")
 _JSON: Headers = [(b"content-type", b"application/json")]
 _BINARY: Headers = [(b"content-type", b"application/octet-stream")]
 _MAX_ROUTES = 4096
-_PREDICT = "/predict"
+_SAFE = ("GET", "HEAD")
 _OPEN = "/v2/health/"  # probes carry no keys
 _OPERATIONS = ("/load", "/unload")
 _SMALL_BODY = 2**20
@@ -126,23 +126,29 @@ class DataPlane:
             if path.startswith(self._operation.paths):
                 await self._operation.app(scope, receive, send)
                 return
-            if path == _PREDICT and not await self._is_admitted(scope, send):
+            try:
+                # By method: BentoML's router takes other paths for `/predict` too, one that ends in %0A, say.
+                if scope["method"] not in _SAFE:
+                    self._access.check(scope["headers"], scope["client"], Role.INFER)
+                receive = await self._bounded(scope["headers"], receive)
+            except ClientGoneError:
                 return
-            length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-            if length.isdigit() and int(length[:_LONGEST_LENGTH]) > self._max_body:
-                error = self._too_large()
-                await _send_json(send, error.status, {"error": str(error)}, [])
+            except ServiceError as error:
+                await _send_json(send, error.status, {"error": str(error)}, error.headers())
                 return
         await self._app(scope, receive, send)
 
-    async def _is_admitted(self, scope: Scope, send: Send) -> bool:
-        """Whether the caller may have answers; else it is told."""
-        try:
-            self._access.check(scope["headers"], scope["client"], Role.INFER)
-        except ServiceError as error:
-            await _send_json(send, error.status, {"error": str(error)}, error.headers())
-            return False
-        return True
+    async def _bounded(self, headers: Headers, receive: Receive) -> Receive:
+        """Reads a body, whose length need not be said, within bounds; what is returned gives it again."""
+        if any(name == b"content-length" and self._is_too_long(value) for name, value in headers):
+            raise self._too_large()
+        body = await self._read_body(receive)
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        return again
 
     async def _tell_metrics(self, send: Send) -> None:
         """What Prometheus scrapes; counts are exact at that moment."""
@@ -192,16 +198,16 @@ class DataPlane:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": payload})
 
+    def _id(self, scope: Scope) -> str:
+        """What a request that fails is called: as in the log, if it came so far."""
+        return scope.get(_ID) or self._inference.new_id()
+
     async def _read(
         self, model: LoadedModel, pinned: LoadedVariant | None, scope: Scope, receive: Receive
     ) -> tuple[InferRequest, dict[str, Any]]:
         """The decoded request, and what it asks for: parameters win over headers."""
         try:
             header_length, parameters = self._read_headers(scope["headers"])
-    def _id(self, scope: Scope) -> str:
-        """What a request that fails is called: as in the log, if it came so far."""
-        return scope.get(_ID) or self._inference.new_id()
-
             body = await self._read_body(receive)
             if len(body) <= self._small:
                 request = model.decoder.decode(body, header_length)
@@ -261,7 +267,7 @@ class DataPlane:
                         "Send Content-Type: application/json or application/octet-stream."
                     )
             elif name == b"content-length":
-                if value.isdigit() and (len(value) > _LONGEST_LENGTH or int(value) > self._max_body):
+                if self._is_too_long(value):
                     raise self._too_large()
             elif name == b"inference-header-content-length":
                 if not (value.isdigit() and len(value) <= _LONGEST_LENGTH):
@@ -294,6 +300,11 @@ class DataPlane:
             if size > self._max_body:
                 raise self._too_large()
         return b"".join(chunks)
+
+    def _is_too_long(self, length: bytes) -> bool:
+        """Whether this is the length of a body that is not taken; zeros may lead it."""
+        digits = length.lstrip(b"0")
+        return digits.isdigit() and (len(digits) > _LONGEST_LENGTH or int(digits) > self._max_body)
 
     def _too_large(self) -> TooLargeError:
         return TooLargeError(
