@@ -25,6 +25,7 @@ from service.observing.observers import Observers
 from service.operation import Operation
 from service.predict import predict
 from service.repository import Repository
+from service.request_head import bound_heads
 from service.scheduler import Limits, Scheduler
 from service.transforming import Transforming
 from variants.catalog import Catalog
@@ -89,6 +90,7 @@ class GatewayService(bentoml.Service[Any]):
         self.operation = Operation(settings, catalog, host, self.core)
         metrics.started(worker, settings.max_queue_requests)
         _quicken()
+        bound_heads()
         repository = Repository(fleet, settings.workers)
         plane = DataPlane(
             app, self.core, repository, self.operation, settings.max_body_bytes, settings.max_json_bytes

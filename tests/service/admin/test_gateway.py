@@ -9,6 +9,7 @@ import httpx
 
 from tests.conftest import Homes
 from tests.gateway import Gateway, running
+from tests.service.test_request_head import answer, endless
 
 FORWARDED = {"x-forwarded-for": "203.0.113.9"}
 
@@ -62,3 +63,23 @@ def test_keys_reach_every_worker_and_streams_do_not_keep_it_from_stopping(homes:
         log = gateway.log.read_text()
         assert made["key"].split("_", 2)[2] not in log
         assert "create key" in log
+
+
+def test_what_goes_past_the_data_plane_is_admitted_and_bounded(homes: Homes) -> None:
+    secret = "a-secret-of-the-operator"
+    bring = {"authorization": f"Bearer {secret}"}
+    body = {"model": "digits", "inputs": {"image": [[0.0] * 64]}}
+    with running(homes, MIPGATE_ADMIN_KEY=secret, MIPGATE_MAX_BODY_BYTES="100000") as gateway:
+        for path in ("/predict", "/predict%0A"):
+            url = gateway.url + path
+            assert httpx.post(url, json=body, timeout=30).status_code == 401
+            assert httpx.post(url, json=body, headers=bring, timeout=30).status_code == 200
+        chunks = (json.dumps(body).encode()[start : start + 50] for start in range(0, 1000, 50))
+        json_too = bring | {"content-type": "application/json"}
+        url = f"{gateway.url}/predict"
+        assert httpx.post(url, content=chunks, headers=json_too, timeout=30).status_code == 200
+        endless_body = (b" " * 5000 for _ in range(1000))
+        assert httpx.post(url, content=endless_body, headers=json_too, timeout=30).status_code == 413
+        assert answer(gateway.port, b"GET /" + b"y" * 65536).startswith(b"HTTP/1.1 431")
+        beginning = b"POST /predict HTTP/1.1\r\nhost: here\r\nx: "
+        assert endless(gateway.port, beginning, b"y" * 4096) < 32 * 2**20
