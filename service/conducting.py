@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from service.access.store import AccessStore
 from service.errors import NotFoundError
 from service.rollout.judgement import Verdict, judge_candidates
 from service.rollout.machine import advance
@@ -38,7 +39,7 @@ _PRUNE_S = 60.0
 
 @dataclass(frozen=True)
 class Ages:
-    """How long what has ended is kept, in seconds: answers that wait for labels; rollouts and jobs."""
+    """How long what has ended is kept, in seconds: answers that wait for labels; rollouts, jobs and audit."""
 
     feedback_s: float
     history_s: float
@@ -92,6 +93,7 @@ class Conducting:
         self._rollouts = RolloutStore(database)
         self._evidence = EvidenceStore(database)
         self._jobs = JobStore(database)
+        self._access = AccessStore(database)
         self._leases = Leases(database)
         self._lease: Lease | None = None
         self._renewed = self._pruned = float("-inf")
@@ -255,4 +257,5 @@ class Conducting:
             self._evidence.prune(connection, present - self._ages.feedback_s)
             self._rollouts.prune(connection, present - self._ages.history_s)
             self._jobs.prune(connection, present - self._ages.history_s)
+            self._access.prune(connection, present, present - self._ages.history_s)
             forget(connection, BUILDERS, present - _PRUNE_S)

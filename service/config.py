@@ -69,7 +69,9 @@ class Config(BaseSettings):
         50.0, ge=0, description="Most requests per second and worker that rollouts copy to compare answers."
     )
     history_age_s: float = Field(
-        90 * 24 * 3600.0, gt=0, description="Seconds that rollouts and jobs are kept after they ended."
+        90 * 24 * 3600.0,
+        gt=0,
+        description="Seconds that rollouts and jobs are kept after they ended, and lines of the audit.",
     )
     admin_key: SecretStr | None = Field(
         None, description="A key of the role admin, or the file that holds it; others are made with it."

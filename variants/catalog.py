@@ -7,6 +7,7 @@ change publishes a new one, so a Bento that packs a card packs a consistent whol
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ SAMPLES_FILE = "samples.npz"
 VALIDATION_FILE = "validation.npz"
 DISTRIBUTIONS_FILE = "distributions.json"
 _CARD_DATA = (SAMPLES_FILE, VALIDATION_FILE, DISTRIBUTIONS_FILE)
+_NAME = re.compile(r"[a-z0-9_-]{1,63}")  # of a model, and of nothing that a path may mean besides
 # Beside a card; no file of a model may be called like them.
 KEPT_NAMES = frozenset({*_CARD_DATA, CARD_FILE, "model.yaml"})
 
@@ -291,7 +293,7 @@ class Catalog:
     def _card_tags(self, model: str) -> list[str]:
         """Tags of a model's cards, oldest first: their versions begin with the time."""
         folder = self.root / model
-        if not folder.is_dir():
+        if not _NAME.fullmatch(model) or not folder.is_dir():
             return []
         return [f"{model}:{v.name}" for v in sorted(folder.iterdir()) if (v / CARD_FILE).is_file()]
 

@@ -40,8 +40,7 @@ def create(name: str, role: str, rate: float | None) -> None:
 @main.command(name="list")
 def list_keys() -> None:
     """Lists the keys in force."""
-    now, keys = time.time(), _store().keys()
-    click.echo(json.dumps([key.to_json() for key in keys if key.is_valid(now)]))
+    click.echo(json.dumps([key.to_json() for key in _store().keys(time.time())]))
 
 
 @main.command()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from service.access.keys import ApiKey, KeyRing, bootstrap_key
+from service.access.keys import ApiKey, KeyRing, bootstrap_key, token_parent
 from service.access.limits import Bucket
 from service.access.peer import (
     Headers,
@@ -64,19 +64,25 @@ class Access:
         self._limits = limits
         self._clock = clock
         self._tokens = Tokens(rules.provider) if rules.provider else None
+        self._provider = rules.provider.mark if rules.provider else ""
         self._buckets: dict[str, Bucket] = {}
         self._principals: dict[str, Principal] = {}
         self._complained = float("-inf")
         self._refused = 0
-        self._ring = KeyRing((), rules.bootstrap, clock())
+        self._ring = KeyRing((), rules.bootstrap, clock(), self._provider)
         self._has_keys = True  # closed until the keys are known
         self._is_open = rules.inference == "never"
 
-    def follow(self, keys: Iterable[ApiKey]) -> None:
-        """Takes these keys, and none that was there before, as the valid ones."""
+    def follow(self, keys: Iterable[ApiKey], had_keys: bool = False) -> None:
+        """Takes these keys, and none that was there before, as the valid ones.
+
+        Args:
+            keys: As they are in the database.
+            had_keys: Whether there ever was one: what it closed does not open when the last is revoked.
+        """
         known = list(keys)
-        self._ring = KeyRing(known, self._rules.bootstrap, self._clock())
-        self._has_keys = self._ring.opens or self._tokens is not None
+        self._ring = KeyRing(known, self._rules.bootstrap, self._clock(), self._provider)
+        self._has_keys = self._ring.opens or self._tokens is not None or had_keys
         self._is_open = self._rules.inference == "never" or (
             self._rules.inference == "auto" and not self._has_keys
         )
@@ -98,16 +104,17 @@ class Access:
 
     @property
     def has_keys(self) -> bool:
-        """Whether any key or provider is set, so that nothing but inference may be open without one."""
+        """Whether a key or provider is or was set, so that nothing but inference may be open without one."""
         return self._has_keys
 
-    def check(self, headers: Headers, peer: Peer, role: Role) -> Principal:
+    def check(self, headers: Headers, peer: Peer, role: Role, counts: bool = True) -> Principal:
         """Lets an inference, a load or an unload pass, or not.
 
         Args:
             headers: Names in lower case and values, as ASGI gives them.
             peer: Address and port of the other end, None where there is none.
             role: What it takes to do what is asked for.
+            counts: Whether this is one of the requests that the key's rate bounds.
 
         Raises:
             BadRequestError: A header that decides is there twice.
@@ -116,34 +123,37 @@ class Access:
             RateLimitError: The key was used too often.
         """
         if role is not Role.INFER:
-            return self.check_operation(headers, peer, role)
+            return self.check_operation(headers, peer, role, counts)
         if self._is_open:
             return ANYONE
         sent = one_header(headers, b"authorization")
         if sent is None:
             raise UnauthorizedError(_NO_KEY)
-        return self.identify(_bearer(sent), role)
+        return self.identify(_bearer(sent), role, counts)
 
-    def check_operation(self, headers: Headers, peer: Peer, role: Role) -> Principal:
+    def check_operation(self, headers: Headers, peer: Peer, role: Role, counts: bool = True) -> Principal:
         """Lets a request to the admin API pass, or not: even looking is for nobody from elsewhere.
 
         Args:
             headers: As for `check`.
             peer: As for `check`.
             role: What it takes to do what is asked for.
+            counts: As for `check`.
 
         Raises:
             ServiceError: As for `check`.
         """
         sent = one_header(headers, b"authorization")
         if sent is not None:
-            return self.identify(_bearer(sent), role)
+            return self.identify(_bearer(sent), role, counts)
         if self._has_keys:
             raise UnauthorizedError(_NO_KEY)
         self._require_this_machine(headers, peer)
         return LOOPBACK
 
-    def check_session(self, headers: Headers, cookie: str, role: Role, is_change: bool) -> Principal:
+    def check_session(
+        self, headers: Headers, cookie: str, role: Role, is_change: bool, counts: bool = True
+    ) -> Principal:
         """Lets a request of the console's page pass, which has its session in a cookie.
 
         Args:
@@ -151,6 +161,7 @@ class Access:
             cookie: The session.
             role: What it takes to do what is asked for.
             is_change: Whether the request may change something.
+            counts: As for `check`.
 
         Raises:
             ServiceError: As for `check`; and a page of another site may change nothing.
@@ -160,14 +171,15 @@ class Access:
             raise ForbiddenError(
                 "a change by a signed-in page needs the header X-Mipgate-Console. Send it, with any value."
             )
-        return self.identify(cookie.encode(), role)
+        return self.identify(cookie.encode(), role, counts)
 
-    def identify(self, sent: bytes, role: Role) -> Principal:
+    def identify(self, sent: bytes, role: Role, counts: bool = True) -> Principal:
         """Whose key or token this is.
 
         Args:
             sent: The key or the token.
             role: What it takes to do what is asked for.
+            counts: As for `check`.
 
         Raises:
             UnauthorizedError: It is not known.
@@ -187,13 +199,21 @@ class Access:
             raise ForbiddenError(
                 f"this needs the role {role.value}; the key has {principal.role.value}. Use another key."
             )
-        if key is not None and (bucket := self._buckets.get(key.id)) is not None:
-            wait_s = bucket.take(time.monotonic())
-            if wait_s:
-                raise RateLimitError(
-                    f"the key may send {bucket.rate_per_s:g} requests a second. Send fewer.", wait_s
-                )
+        if key is not None and counts:
+            self._count(key)
         return principal
+
+    def parent(self, who: Principal) -> str:
+        """What a session of this caller ends with: its key, or the provider that vouches for it."""
+        return who.key or token_parent(self._provider, who.who)
+
+    def _count(self, key: ApiKey) -> None:
+        """Takes a request out of a key's bucket; a session has its key's."""
+        bucket = self._buckets.get(key.parent or key.id)
+        if bucket is not None and (wait_s := bucket.take(time.monotonic())):
+            raise RateLimitError(
+                f"the key may send {bucket.rate_per_s:g} requests a second. Send fewer.", wait_s
+            )
 
     def _principal(self, key: ApiKey) -> Principal:
         principal = self._principals.get(key.id)

@@ -24,6 +24,7 @@ class Follower:
         self._asking = asyncio.Lock()
         self._asked = float("-inf")
         self._is_away = False
+        self._had_keys = False
 
     def start(self) -> None:
         """Asks before the first request is taken. Blocks."""
@@ -45,7 +46,9 @@ class Follower:
         self._asked = time.monotonic()
         self._access.refresh()
         try:
-            self._access.follow(self._store.keys())
+            keys = self._store.keys(time.time())
+            self._had_keys = self._had_keys or self._store.had_keys()
+            self._access.follow(keys, self._had_keys)
         except StateAwayError as error:
             if not self._is_away:
                 log.error("keys stay as they were: %s", error)

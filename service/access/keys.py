@@ -10,7 +10,7 @@ import hmac
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b, scrypt, sha256
 from typing import Any
 
 from service.access.principal import Role
@@ -18,8 +18,8 @@ from service.access.principal import Role
 _SCHEME = "mipgate"
 _ID_BYTES = 6
 _SECRET_BYTES = 32
-BOOTSTRAP = "bootstrap"  # the parent of sessions that came from the key in the configuration
-TOKEN = "token"  # the parent of sessions that came from a provider's token
+_BOOTSTRAP = "bootstrap"
+_TOKEN = "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ApiKey:
         rate_per_s: Requests a second that it may send, or None for any number.
         created: When it was made.
         expires: When it ends, or None.
-        parent: The key that a console's session came from, or None. A session ends with its parent.
+        parent: The key or provider that a console's session came from, and ends with; else None.
         revoked: When it was revoked, or None.
     """
 
@@ -85,19 +85,48 @@ def digest(shown: bytes) -> bytes:
 
 
 def bootstrap_key(secret: str, now: float) -> ApiKey:
-    """The key that the configuration brings."""
-    return ApiKey(BOOTSTRAP, BOOTSTRAP, Role.ADMIN, digest(secret.encode()), None, now)
+    """The key that the configuration brings.
+
+    Its id, which sessions name as their parent, is another for another secret. It reaches the database, and
+    the secret may be a word: four bytes of a slow digest tell two apart, and are of little use to a guesser.
+    """
+    mark = scrypt(secret.encode(), salt=b"mipgate", n=2**14, r=8, p=1, dklen=4).hex()
+    return ApiKey(f"{_BOOTSTRAP}-{mark}", _BOOTSTRAP, Role.ADMIN, digest(secret.encode()), None, now)
+
+
+def token_parent(provider: str, who: str) -> str:
+    """The parent of sessions that came from tokens.
+
+    Args:
+        provider: The mark of whoever signed them.
+        who: Whom they name.
+    """
+    return f"{_TOKEN}-{provider}-{blake2b(who.encode(), digest_size=8).hexdigest()}"
 
 
 class KeyRing:
-    """The keys that are valid, found by what a caller sent."""
+    """The keys that are valid, found by what a caller sent.
 
-    def __init__(self, keys: Iterable[ApiKey], bootstrap: ApiKey | None, now: float) -> None:
+    Args:
+        keys: All there are.
+        bootstrap: The key that the configuration brings, or None.
+        now: Unix time.
+        provider: The mark of whoever signs tokens, empty without: sessions from another one's have ended.
+    """
+
+    def __init__(
+        self, keys: Iterable[ApiKey], bootstrap: ApiKey | None, now: float, provider: str = ""
+    ) -> None:
         valid = [key for key in keys if key.is_valid(now)]
-        stems = {key.id for key in valid if key.parent is None} | {TOKEN}
+        stems = {key.id for key in valid if key.parent is None}
         if bootstrap is not None:
-            stems.add(BOOTSTRAP)
-        self._keys = {key.id: key for key in valid if key.parent is None or key.parent in stems}
+            stems.add(bootstrap.id)
+        vouched = f"{_TOKEN}-{provider}-"
+        self._keys = {
+            key.id: key
+            for key in valid
+            if key.parent is None or key.parent in stems or (provider and key.parent.startswith(vouched))
+        }
         self._otherwise = bootstrap or _NOBODY
         self.opens = bootstrap is not None or any(key.parent is None for key in valid)
 

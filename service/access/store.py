@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, or_, select, update
 
 from service.access.keys import ApiKey
 from service.access.principal import Principal, Role
@@ -16,6 +16,7 @@ from service.state.tables import api_keys, audit
 log = logging.getLogger("mipgate.audit")
 
 _LONGEST_TARGET = 255
+_MOST_SESSIONS = 20  # of one parent
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,28 @@ class AccessStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def keys(self) -> list[ApiKey]:
-        """Every key that was not revoked, the oldest first.
+    def keys(self, now: float) -> list[ApiKey]:
+        """Every key that is neither revoked nor expired, the oldest first.
 
         Raises:
             StateAwayError: The database does not answer.
         """
-        query = select(api_keys).where(api_keys.c.revoked.is_(None)).order_by(api_keys.c.created)
+        query = select(api_keys).where(*_in_force(now)).order_by(api_keys.c.created)
         with self._database.reading() as connection:
             return [_key(row) for row in connection.execute(query)]
 
+    def had_keys(self) -> bool:
+        """Whether there ever was a key, sessions not counted: revoked ones are kept.
+
+        Raises:
+            StateAwayError: The database does not answer.
+        """
+        query = select(api_keys.c.id).where(api_keys.c.parent.is_(None)).limit(1)
+        with self._database.reading() as connection:
+            return connection.scalar(query) is not None
+
     def add(self, key: ApiKey) -> None:
-        """Keeps a new key.
+        """Keeps a new key; a session beyond what one parent may have ends the oldest.
 
         Raises:
             StateAwayError: The database does not answer.
@@ -64,6 +75,8 @@ class AccessStore:
         }
         with self._database.writing() as connection:
             connection.execute(insert(api_keys).values(values))
+            if key.parent is not None:
+                _end_oldest(connection, key)
 
     def revoke(self, key_id: str, now: float) -> ApiKey | None:
         """Revokes a key, and the sessions that came from it.
@@ -110,6 +123,24 @@ class AccessStore:
                 AuditLine(row.at, row.who, row.what, row.target, row.before, row.after)
                 for row in connection.execute(query)
             ]
+
+    def prune(self, connection: Connection, now: float, before: float) -> None:
+        """Forgets sessions that have expired, and lines of the audit that are older than `before`."""
+        expired = api_keys.c.parent.is_not(None), api_keys.c.expires <= now
+        connection.execute(delete(api_keys).where(*expired))
+        connection.execute(delete(audit).where(audit.c.at < before))
+
+
+def _in_force(now: float) -> tuple[ColumnElement[bool], ...]:
+    return api_keys.c.revoked.is_(None), or_(api_keys.c.expires.is_(None), api_keys.c.expires > now)
+
+
+def _end_oldest(connection: Connection, newest: ApiKey) -> None:
+    others = api_keys.c.parent == newest.parent, api_keys.c.id != newest.id, *_in_force(newest.created)
+    by_age = select(api_keys.c.id).where(*others).order_by(api_keys.c.created.desc())
+    if surplus := connection.scalars(by_age.offset(_MOST_SESSIONS - 1)).all():
+        ended = update(api_keys).where(api_keys.c.id.in_(surplus))
+        connection.execute(ended.values(revoked=newest.created))
 
 
 def _key(row: Row[Any]) -> ApiKey:

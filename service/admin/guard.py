@@ -6,13 +6,19 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.access.access import Access
 from service.access.principal import Principal, Role
 from service.admin.desk import Desk, Handler, answer
-from service.errors import INTERNAL_MESSAGE, ServiceError, UnauthorizedError, UnavailableError
+from service.errors import (
+    INTERNAL_MESSAGE,
+    BadRequestError,
+    ServiceError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from service.state.database import StateAwayError
 from service.state.rollouts import StaleError
 from variants.document import DocumentError
@@ -36,6 +42,7 @@ def guarded(desk: Desk, role: Role | None, handler: Handler) -> Callable[[Reques
     async def endpoint(request: Request) -> Response:
         try:
             who = _NOBODY if role is None else await _admit(desk, request, role)
+            _require_text(request)
             return await handler(desk, request, who)
         except ServiceError as error:
             return _refused(error, request)
@@ -45,6 +52,9 @@ def guarded(desk: Desk, role: Role | None, handler: Handler) -> Callable[[Reques
             )
         except (CatalogError, DocumentError) as error:
             return _refused(UnavailableError(str(error), "refused"), request)
+        except ClientDisconnect:
+            log.debug("the client left before its request was read")
+            return Response()
         except Exception:
             log.exception("%s %s failed", request.method, request.url.path[:200])
             return answer({"error": INTERNAL_MESSAGE}, 500)
@@ -65,8 +75,21 @@ async def _admit(desk: Desk, request: Request, role: Role) -> Principal:
         return check(desk.access, request, role)
 
 
-def check(access: Access, request: Request, role: Role) -> Principal:
+def _require_text(request: Request) -> None:
+    """Refuses the one character that PostgreSQL takes in no text."""
+    given = (*request.path_params.values(), *request.query_params.values())
+    if any("\0" in value for value in given):
+        raise BadRequestError("the address has a NUL character (%00). Leave it out.")
+
+
+def check(access: Access, request: Request, role: Role, counts: bool = True) -> Principal:
     """Who sent the request: by its key, by the page's session, or from this machine.
+
+    Args:
+        access: Who may.
+        request: What was sent.
+        role: What it takes to do what is asked for.
+        counts: Whether this is one of the requests that the key's rate bounds.
 
     Raises:
         ServiceError: Nobody who may.
@@ -76,8 +99,8 @@ def check(access: Access, request: Request, role: Role) -> Principal:
     if cookie is None or "authorization" in request.headers:
         is_operation = request.url.path.startswith("/admin")
         ask = access.check_operation if is_operation else access.check
-        return ask(headers, request.scope.get("client"), role)
-    return access.check_session(headers, cookie, role, request.method not in _SAFE)
+        return ask(headers, request.scope.get("client"), role, counts)
+    return access.check_session(headers, cookie, role, request.method not in _SAFE, counts)
 
 
 def _refused(error: ServiceError, request: Request) -> Response:

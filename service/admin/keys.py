@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.access.keys import TOKEN, new_key
+from service.access.keys import new_key
 from service.access.peer import require_same_origin
 from service.access.principal import Principal, Role
 from service.admin.bodies import Body, KeyBody, SessionBody, read_body
@@ -18,13 +19,13 @@ from service.errors import BadRequestError, ForbiddenError, NotFoundError, Unaut
 
 _MOST_LINES = 1000
 _USUAL_LINES = 100
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 async def list_keys(desk: Desk, request: Request, who: Principal) -> Response:
     """Every key that opens something, sessions of the console among them."""
-    now = time.time()
-    keys = await asyncio.to_thread(desk.keys.keys)
-    return answer([key.to_json() for key in keys if key.is_valid(now)])
+    keys = await asyncio.to_thread(desk.keys.keys, time.time())
+    return answer([key.to_json() for key in keys])
 
 
 async def create_key(desk: Desk, request: Request, who: Principal) -> Response:
@@ -58,7 +59,7 @@ async def sign_in(desk: Desk, request: Request, who: Principal) -> Response:
     principal = await _identified(desk, body.key.strip().encode())
     now = time.time()
     ends = min(now + desk.session_s, principal.expires or float("inf"))
-    parent = principal.key or TOKEN
+    parent = desk.access.parent(principal)
     shown, session = new_key(principal.who, principal.role, now, expires=ends, parent=parent)
     await asyncio.to_thread(desk.keys.add, session)
     await desk.follower.follow()
@@ -91,7 +92,7 @@ async def sign_out(desk: Desk, request: Request, who: Principal) -> Response:
 async def list_audit(desk: Desk, request: Request, who: Principal) -> Response:
     """The newest changes, the newest first."""
     given = request.query_params.get("limit", str(_USUAL_LINES))
-    if not (given.isascii() and given.isdigit() and 1 <= int(given) <= _MOST_LINES):
+    if not (_NUMBER.fullmatch(given) and 1 <= int(given) <= _MOST_LINES):
         raise BadRequestError(f'"limit" is {given[:20]!r}. Give a whole number from 1 to {_MOST_LINES}.')
     lines = await asyncio.to_thread(desk.keys.audited, int(given))
     return answer([vars(line) for line in lines])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Homes
+from variants.catalog import Catalog, ModelNotFoundError
 
 NOBODY = "http://127.0.0.1:9"  # no gateway answers there
 VICTIM = "int8-dynamic"
@@ -152,6 +153,12 @@ def copy(build, files=dict):
     names = ("model.onnx", "golden.npz")
     catalog.publish(variant, item.scorecard, files({name: item.folder / name for name in names}))
 """
+
+
+@pytest.mark.parametrize("name", ["m" * 300, "m" * 64, "", ".", "..", "a/b", "a\0b", "digits.fp32", "DIGITS"])
+def test_what_can_name_no_model_is_no_model(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        Catalog(root=tmp_path).card_tag(name)
 
 
 def test_a_process_killed_while_it_publishes_leaves_nothing(homes: Homes) -> None:

@@ -8,6 +8,7 @@ import pytest
 from service.access.access import Access, Rules, read_rules
 from service.access.keys import ApiKey, bootstrap_key, new_key
 from service.access.principal import Role
+from service.access.tokens import Provider
 from service.config import Config, ConfigError
 from service.errors import (
     BadRequestError,
@@ -183,6 +184,43 @@ def test_a_key_has_its_rate_and_others_do_not_feel_it(tmp_path: Path) -> None:
     assert outcome(made, [bearer(free)], REMOTE, Role.INFER) == 200
 
 
+def test_sessions_share_the_rate_of_their_key(tmp_path: Path) -> None:
+    shown, key = new_key("slow", Role.INFER, NOW, rate_per_s=3)
+    pages = [new_key("page", Role.INFER, NOW, expires=NOW + 60, parent=key.id) for _ in range(2)]
+    made = access(tmp_path, key, *(session for _, session in pages))
+    senders = [shown, pages[0][0], pages[1][0], pages[0][0], pages[1][0], shown]
+    answers = [outcome(made, [bearer(sender)], REMOTE, Role.INFER) for sender in senders]
+    assert answers == [200, 200, 200, 429, 429, 429]
+
+
+def test_what_does_not_count_uses_up_no_rate(tmp_path: Path) -> None:
+    shown, key = new_key("slow", Role.ADMIN, NOW, rate_per_s=1)
+    made = access(tmp_path, key)
+    for role in (*Role, *Role):
+        assert made.check([bearer(shown)], REMOTE, role, counts=False)
+    assert [outcome(made, [bearer(shown)], REMOTE, Role.INFER) for _ in range(2)] == [200, 429]
+    assert made.check([bearer(shown)], REMOTE, Role.INFER, counts=False)  # nor is it refused beyond it
+
+
+def test_what_the_first_key_closed_stays_closed_without_any(tmp_path: Path) -> None:
+    made = access(tmp_path)
+    assert outcome(made, [HOST], REMOTE, Role.INFER) == 200
+    made.follow([], had_keys=True)
+    for role in Role:
+        assert outcome(made, [HOST], LOCAL, role) == 401
+    never = access(tmp_path, inference="never")
+    never.follow([], had_keys=True)
+    assert outcome(never, [HOST], REMOTE, Role.INFER) == 200
+
+
+def test_a_provider_is_marked_by_whom_and_what_it_vouches_for() -> None:
+    given = {"issuer": "i", "audience": "a", "jwks": "j", "role_claim": "role", "roles": {"ml": Role.INFER}}
+    changes = [{}, {"issuer": "o"}, {"audience": "b"}, {"role_claim": "r"}, {"roles": {"ml": Role.ADMIN}}]
+    marks = [Provider(**(given | change)).mark for change in changes]  # type: ignore[arg-type]
+    assert len(set(marks)) == len(changes)
+    assert Provider(**(given | {"jwks": "elsewhere"})).mark == marks[0]  # type: ignore[arg-type]
+
+
 def test_a_rate_follows_its_key(tmp_path: Path) -> None:
     shown, key = new_key("slow", Role.INFER, NOW, rate_per_s=1)
     made = access(tmp_path, key)
@@ -218,8 +256,9 @@ def test_no_key_reaches_the_log_or_an_error(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_a_signed_in_page_must_be_our_own(tmp_path: Path) -> None:
-    shown, session = new_key("ops", Role.OPERATE, NOW, expires=NOW + 60, parent="token")
-    made = access(tmp_path, session)
+    _, parent = new_key("ops", Role.OPERATE, NOW)
+    shown, session = new_key("ops", Role.OPERATE, NOW, expires=NOW + 60, parent=parent.id)
+    made = access(tmp_path, parent, session)
     ours = [(b"host", b"gate.example"), (b"origin", b"https://gate.example"), (b"x-mipgate-console", b"1")]
     assert made.check_session(ours, shown, Role.OPERATE, True).role is Role.OPERATE
     assert made.check_session([(b"host", b"gate.example")], shown, Role.OPERATE, False)

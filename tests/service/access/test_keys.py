@@ -5,14 +5,14 @@ from unittest.mock import patch
 
 import pytest
 
-from service.access.keys import BOOTSTRAP, TOKEN, ApiKey, KeyRing, bootstrap_key, new_key
+from service.access.keys import ApiKey, KeyRing, bootstrap_key, new_key, token_parent
 from service.access.principal import Role
 
 NOW = 1_000.0
 
 
-def ring(*keys: ApiKey, bootstrap: ApiKey | None = None, now: float = NOW) -> KeyRing:
-    return KeyRing(keys, bootstrap, now)
+def ring(*keys: ApiKey, bootstrap: ApiKey | None = None, now: float = NOW, provider: str = "") -> KeyRing:
+    return KeyRing(keys, bootstrap, now, provider)
 
 
 def test_a_key_opens_and_what_is_kept_of_it_does_not() -> None:
@@ -65,16 +65,36 @@ def test_a_session_ends_with_the_key_that_it_came_from() -> None:
     assert ring(session).find(shown.encode(), NOW) is None
 
 
-def test_sessions_of_the_configured_key_and_of_tokens_stand_by_themselves() -> None:
-    shown, session = new_key("x", Role.ADMIN, NOW, expires=NOW + 10, parent=BOOTSTRAP)
+def test_sessions_of_the_configured_key_end_when_it_is_replaced() -> None:
+    first, second = bootstrap_key("s" * 32, NOW), bootstrap_key("t" * 32, NOW)
+    shown, session = new_key("x", Role.ADMIN, NOW, expires=NOW + 10, parent=first.id)
+    assert ring(session, bootstrap=bootstrap_key("s" * 32, NOW + 5)).find(shown.encode(), NOW) == session
+    assert ring(session, bootstrap=second).find(shown.encode(), NOW) is None
     assert ring(session).find(shown.encode(), NOW) is None
-    assert ring(session, bootstrap=bootstrap_key("s" * 32, NOW)).find(shown.encode(), NOW) == session
-    shown, session = new_key("x", Role.ADMIN, NOW, expires=NOW + 10, parent=TOKEN)
-    assert ring(session).find(shown.encode(), NOW) == session
+    assert len(first.id) <= 32
+    assert first.digest.hex()[:8] not in first.id
+
+
+def test_sessions_of_tokens_end_with_their_provider() -> None:
+    parent = token_parent("aaaa1111", "token alice")
+    shown, session = new_key("x", Role.ADMIN, NOW, expires=NOW + 10, parent=parent)
+    assert ring(session, provider="aaaa1111").find(shown.encode(), NOW) == session
+    assert ring(session, provider="bbbb2222").find(shown.encode(), NOW) is None
+    assert ring(session).find(shown.encode(), NOW) is None
+    assert parent != token_parent("aaaa1111", "token bob")
+    assert len(parent) <= 32
+
+
+@pytest.mark.parametrize("parent", ["bootstrap", "token", "token-", "token--"])
+def test_sessions_of_nobody_in_particular_open_nothing(parent: str) -> None:
+    shown, session = new_key("x", Role.ADMIN, NOW, expires=NOW + 10, parent=parent)
+    for provider in ("", "aaaa1111"):
+        known = ring(session, bootstrap=bootstrap_key("s" * 32, NOW), provider=provider)
+        assert known.find(shown.encode(), NOW) is None
 
 
 def test_a_session_alone_closes_nothing() -> None:
-    _, session = new_key("x", Role.ADMIN, NOW, parent=TOKEN)
+    _, session = new_key("x", Role.ADMIN, NOW, parent=token_parent("aaaa1111", "token alice"))
     assert not ring(session).opens
     assert ring(new_key("x", Role.INFER, NOW)[1]).opens
 

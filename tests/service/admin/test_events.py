@@ -5,11 +5,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
+from service.access.principal import LOOPBACK, Role
 from service.admin import events
 from service.admin.events import Changes, Key, stream
+from service.admin.streams import all_events
 from service.errors import UnavailableError
 from service.state.database import StateAwayError
+from tests.service.admin.conftest import LOCAL, REMOTE, Admin
 
 World = dict[Key, Any]
 
@@ -93,6 +97,23 @@ def test_a_stream_ends_when_its_caller_may_no_longer_look_on() -> None:
         changes.close()
 
     asyncio.run(run())
+
+
+def test_an_open_stream_leaves_its_key_s_rate_alone(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_HEARTBEAT_EVERY", 5)
+    key = admin.key(Role.INFER, rate_per_s=0.01)
+    headers = [(b"authorization", f"Bearer {key}".encode())]
+    scope = {"type": "http", "method": "GET", "path": "/admin/events", "query_string": b"",
+             "headers": headers, "client": REMOTE, "scheme": "http", "server": LOCAL}  # fmt: skip
+
+    async def run() -> None:
+        answer: Any = await all_events(admin.changes)(admin.desk, Request(scope), LOOPBACK)
+        assert b"event: model" in await until(answer.body_iterator, b"still here")
+        admin.changes.close()
+
+    asyncio.run(run())
+    client = admin.client(key, REMOTE)
+    assert [client.get("/admin/session").status_code for _ in range(2)] == [200, 429]
 
 
 def test_nobody_looks_while_nobody_listens() -> None:

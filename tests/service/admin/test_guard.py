@@ -1,8 +1,10 @@
 """Who gets through to which route."""
 
+import asyncio
 import re
 
 import pytest
+from starlette.types import Message
 
 from service.access.principal import Role
 from service.admin.app import routes
@@ -95,6 +97,44 @@ def test_unknown_paths_and_methods_say_so(admin: Admin) -> None:
     wrong = client.put("/admin/models")
     assert wrong.status_code == 405
     assert "PUT" in wrong.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        *((f"/admin/models/{name}", 404) for name in ("m" * 201, "m" * 64, "é" * 120, "..", "digits.fp32")),
+        ("/admin/models/%00", 400),
+        ("/admin/rollouts/a%00", 400),
+        ("/admin/jobs/%00", 400),
+        ("/admin/jobs?model=a%00b", 400),
+        ("/admin/audit?limit=" + "9" * 5000, 400),
+        ("/admin/audit?limit=1001", 400),
+        ("/admin/audit?limit=%D9%A3", 400),
+        ("/admin/audit?limit=0", 400),
+        ("/admin/audit?limit=1000", 200),
+    ],
+)
+def test_an_address_that_cannot_be_is_the_caller_s_mistake(admin: Admin, path: str, status: int) -> None:
+    assert admin.client().get(path).status_code == status
+
+
+def test_whoever_leaves_within_a_body_is_no_failure(admin: Admin, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        messages: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> Message:
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            assert message.get("status") != 500
+
+        scope = {"type": "http", "method": "POST", "path": "/admin/keys", "query_string": b"",
+                 "headers": [(b"host", b"localhost")], "client": LOCAL, "scheme": "http",
+                 "server": LOCAL, "root_path": ""}  # fmt: skip
+        await admin.app(scope, receive, send)
+
+    asyncio.run(run())
+    assert "failed" not in caplog.text
 
 
 def test_answers_are_kept_by_nobody(admin: Admin) -> None:

@@ -1,11 +1,14 @@
 """The console's session: a cookie that no other site can use."""
 
+import pytest
 from starlette.testclient import TestClient
 
+from service.access.keys import bootstrap_key
 from service.access.principal import Role
-from tests.service.admin.conftest import LOCAL, REMOTE, Admin
+from tests.service.admin.conftest import LOCAL, REMOTE, Admin, Make
 
 OURS = {"origin": "http://localhost:3000", "x-mipgate-console": "1", "sec-fetch-site": "same-origin"}
+SECRET = "a-secret-of-the-operator"
 
 
 def signed_in(admin: Admin, role: Role = Role.OPERATE) -> TestClient:
@@ -86,6 +89,33 @@ def test_a_session_ends_with_its_key(admin: Admin) -> None:
     (key,) = [key for key in root.get("/admin/keys").json() if key["name"] == "a-operate"]
     root.delete(f"/admin/keys/{key['id']}")
     assert client.get("/admin/models").status_code == 401
+
+
+def test_a_session_has_its_key_s_rate(admin: Admin) -> None:
+    key = admin.key(Role.INFER, rate_per_s=3)
+    client = admin.client(None, REMOTE, **OURS)
+    assert client.post("/admin/session", json={"key": key}).status_code == 201
+    assert [client.get("/admin/session").status_code for _ in range(4)] == [200, 200, 429, 429]
+    assert admin.client(key, REMOTE).get("/admin/session").status_code == 429
+
+
+def test_of_many_sessions_the_oldest_ends(admin: Admin) -> None:
+    key = admin.key(Role.OPERATE)
+    clients = [admin.client(None, REMOTE, **OURS) for _ in range(21)]
+    for client in clients:
+        assert client.post("/admin/session", json={"key": key}).status_code == 201
+    assert [client.get("/admin/session").status_code for client in clients] == [401] + [200] * 20
+
+
+@pytest.mark.parametrize(("secret", "status"), [(SECRET, 200), ("another-secret-of-the-operator", 401)])
+def test_a_session_ends_when_the_configured_key_is_another(make: Make, secret: str, status: int) -> None:
+    first, now = make(bootstrap=bootstrap_key(SECRET, 0.0)), make(bootstrap=bootstrap_key(secret, 0.0))
+    signed = first.client(None, REMOTE, **OURS)
+    assert signed.post("/admin/session", json={"key": SECRET}).status_code == 201
+    now.desk.follower.start()
+    after = now.client(None, REMOTE, **OURS)
+    after.cookies.set("mipgate_session", signed.cookies["mipgate_session"])
+    assert after.get("/admin/session").status_code == status
 
 
 def test_sessions_are_listed_under_their_key_and_audited(admin: Admin) -> None:

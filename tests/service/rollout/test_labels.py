@@ -85,6 +85,8 @@ def test_numbers_have_a_squared_error(label: Any) -> None:
     [
         ([3], "three", "no number"),
         ([3], {"class": 3}, "no number"),
+        ([3], 10**310, "beyond 1e308"),
+        ([3], [-(10**4000)], "beyond 1e308"),
         ([3], [[1], [2, 3]], "no number"),
         ([3], None, "not finite"),
         ([3], [3, 4], r"shape \[2\]; the answer has \[1\]"),

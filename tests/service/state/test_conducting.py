@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from service.access.keys import new_key
+from service.access.principal import LOOPBACK, Role
+from service.access.store import AccessStore
 from service.conducting import Ages, Conducting, Turn
 from service.rollout.command import Verb, command
 from service.rollout.rollout import Kind, Phase, Rollout
@@ -126,6 +129,19 @@ def test_what_has_ended_is_told_once_more(store: RolloutStore, worker: Callable[
     turn: Turn = second.turn(None)
     assert not turn.running
     assert [rollout.phase for rollout in turn.changed] == [Phase.FAILED]
+
+
+def test_expired_sessions_and_old_lines_of_the_audit_are_deleted(
+    database: Database, worker: Callable[[str], Conducting]
+) -> None:
+    keys, now = AccessStore(database), time.time()
+    for expires in (now - 1, now + 60):
+        keys.add(new_key("page", Role.INFER, now - 100, expires=expires, parent="p")[1])
+    for at in (now - 7200, now):
+        keys.record(LOOPBACK, "release", "m", None, None, at)
+    worker("w1").turn(None)
+    assert [key.expires for key in keys.keys(now - 50)] == [now + 60]
+    assert [line.at for line in keys.audited(10)] == [now]
 
 
 def test_a_variant_that_was_deleted_keeps_the_rollout_where_it_is(
