@@ -22,8 +22,9 @@ from service.state.evidence import Batch, EvidenceStore
 from service.state.jobs import Job, JobStore
 from service.state.leases import FencedError, Lease, Leases, check, forget
 from service.state.rollouts import RolloutStore, StaleError
+from service.state.sealed import Seal
 from variants.card import Card, UnknownVariantError
-from variants.catalog import Catalog
+from variants.catalog import Catalog, CatalogBusyError
 from variants.document import DocumentError
 from variants.store import CatalogError
 from variants.variant import Life
@@ -56,6 +57,7 @@ class Turn:
         verdicts: What the evidence says of guards whose rollouts stay as they are, by model.
         ended: Jobs that ended since the turn before; only the holder of the lease is told.
         is_holder: Whether this worker advances rollouts.
+        seal: What makes ids that carry their answer.
     """
 
     running: Mapping[str, Rollout] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Turn:
     verdicts: tuple[tuple[str, Verdict], ...] = ()
     ended: tuple[Job, ...] = ()
     is_holder: bool = False
+    seal: Seal | None = None
 
 
 class Conducting:
@@ -138,6 +141,7 @@ class Conducting:
             tuple(self._verdicts),
             tuple(ended),
             lease is not None,
+            self._evidence.seal(),
         )
 
     def end(self) -> None:
@@ -212,16 +216,17 @@ class Conducting:
             return True
 
         def edit(card: Card) -> Card:
+            self._rollouts.check(rollout, lease)
             for recipe, _, build in variants:
                 entry = card.find(recipe, build or None)
                 if entry.life is not life:
                     card = card.with_life(entry.id, life)
             return card
 
-        with self._database.writing() as connection:
-            check(connection, lease)
         try:
-            self._catalog.change(rollout.model, edit)
+            self._catalog.change(rollout.model, edit, wait_s=0)
+        except (CatalogBusyError, StaleError):  # the next turn tries again, or sees what an operator did
+            return False
         except (CatalogError, DocumentError, UnknownVariantError) as error:
             complaint = f"rollout {rollout.id} stays {rollout.phase.value}: {error}"
             if complaint not in self._complained:

@@ -15,8 +15,9 @@ from service.errors import NotFoundError
 from service.metrics import Metrics
 from service.rollout.evidence import ArmTally, Feedback
 from service.rollout.rollout import Phase, Rollout
-from service.state.database import StateAwayError
-from service.state.evidence import Batch, EvidenceStore, Served
+from service.state.database import StateAwayError, StateNewerError
+from service.state.evidence import Batch, EvidenceStore
+from service.state.sealed import Seal, Served
 
 log = logging.getLogger("mipgate.conductor")
 
@@ -39,6 +40,7 @@ class Conductor:
         self._served: list[Served] = []
         self._dropped = 0
         self._number = 0
+        self._seal: Seal | None = None
         self._pending: Batch | None = None
         self._away_since: float | None = None
         self._hurry = asyncio.Event()
@@ -59,6 +61,10 @@ class Conductor:
         if tally is None:
             tally = self._tallies[key] = ArmTally()
         return tally
+
+    def sealed(self, answer: Served) -> str | None:
+        """An id that carries the answer; None where it has to be remembered."""
+        return None if self._seal is None else self._seal.close(answer)
 
     def remember(self, answer: Served) -> None:
         """Keeps an answer for a label that may come; the log says when it does not."""
@@ -131,7 +137,7 @@ class Conductor:
                 turn = await asyncio.get_running_loop().run_in_executor(
                     self._thread, self._conducting.turn, self._pending
                 )
-            except StateAwayError as error:
+            except (StateAwayError, StateNewerError) as error:
                 if self._away_since is None:
                     self._away_since = time.monotonic()
                     log.error("%s. Rollouts stay as they are, and labels are refused, until it does", error)
@@ -162,6 +168,7 @@ class Conductor:
         if self._away_since is not None:
             log.warning("the database answers again, after %.1f s", time.monotonic() - self._away_since)
             self._away_since = None
+        self._seal = turn.seal or self._seal
         self._active = {(rollout.model, rollout.tier): rollout for rollout in turn.running.values()}
         for rollout in turn.changed:
             self._tell(rollout)

@@ -180,6 +180,7 @@ class DataPlane:
             departure.forget()
             model.inflight -= 1
         assert answer.outputs is not None  # a failure is an exception
+        request_id = answer.request_id
         said = {
             "variant": answer.variant.name,
             "tier": answer.tier,

@@ -26,7 +26,7 @@ from service.rollout.labels import judged, names_of, prediction
 from service.rollout.rollout import PRIMARY, Arm, Rollout
 from service.routing import Slo
 from service.scheduler import Completed, Scheduler
-from service.state.evidence import Served
+from service.state.sealed import Served
 from variants.serving_spec import ServingSpec
 
 log = logging.getLogger("mipgate.experiments")
@@ -176,10 +176,15 @@ class Experiments:
         kept = prediction(outcome.model.card.spec.metric, _own_outputs(outcome))
         if kept is not None:
             rollout, arm = (part.rollout.id, part.arm.name) if part else ("", NO_ARM)
-            self._conductor.remember(
-                Served(outcome.request_id, outcome.model.name, outcome.variant.version, outcome.tier,
-                       rollout, arm, kept, time.time())
+            answer = Served(
+                outcome.request_id, outcome.model.name, outcome.variant.version, outcome.tier,
+                rollout, arm, kept, time.time(),
             )  # fmt: skip
+            sealed = None if outcome.request.id else self._conductor.sealed(answer)
+            if sealed is None:
+                self._conductor.remember(answer)
+            else:
+                outcome.request_id = sealed
 
     def _copy(self, part: Part, outcome: Outcome) -> None:
         """Has other arms answer the same request when nothing else waits."""

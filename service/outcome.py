@@ -13,10 +13,10 @@ from service.protocol import InferRequest
 
 @dataclass(slots=True)  # frozen, it would take four times as long to make, for every request
 class Outcome:
-    """How a request that was routed ended. Nobody changes it.
+    """How a request that was routed ended. Nobody changes it, but for an id that carries the answer.
 
     Attributes:
-        request_id: The client's id, or one that was made for it.
+        request_id: The client's id, or one that was made for it; of a rollout, one that a label is joined by.
         model: Which model it was for.
         variant: Which variant was to answer.
         tier: Name of the tier that was asked for.

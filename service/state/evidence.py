@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from secrets import token_hex
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, delete, insert, select, update
@@ -14,36 +15,13 @@ from service.errors import ConflictError, NotFoundError
 from service.rollout.evidence import ArmEvidence, Feedback, merge
 from service.state.database import Database
 from service.state.leases import Lease, check
-from service.state.tables import evidence, served, writers
+from service.state.sealed import Seal, Served
+from service.state.tables import evidence, secrets, served, writers
 
 _ROWS_PER_ARM = 20
+_SEAL = "seal"
 
 Arm = tuple[str, str]  # rollout, name of the arm
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """An answer whose label may come later.
-
-    Attributes:
-        request: The id that the caller knows.
-        model: Which model answered.
-        variant: `recipe@build` that answered.
-        tier: What was asked for.
-        rollout: The rollout that it was a part of, or an empty string.
-        arm: Its arm there, or an empty string.
-        prediction: What a label is held against, as JSON.
-        at: When, in Unix time.
-    """
-
-    request: str
-    model: str
-    variant: str
-    tier: str
-    rollout: str
-    arm: str
-    prediction: Any
-    at: float
 
 
 @dataclass(frozen=True)
@@ -60,6 +38,20 @@ class EvidenceStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._seal: Seal | None = None
+
+    def seal(self) -> Seal:
+        """What makes and reads ids that carry their answer; its secret is made by whoever comes first.
+
+        Raises:
+            StateAwayError: The database does not answer.
+        """
+        if self._seal is None:
+            with self._database.writing() as connection:
+                _insert_new(connection, secrets, {"name": _SEAL, "value": token_hex(32)})
+                value = connection.scalar(select(secrets.c.value).where(secrets.c.name == _SEAL))
+            self._seal = Seal(bytes.fromhex(str(value)))
+        return self._seal
 
     def write(self, worker: str, batch: Batch) -> None:
         """Writes a batch, once: it may be tried again when it is unknown whether it arrived.
@@ -123,11 +115,12 @@ class EvidenceStore:
             StateAwayError: The database does not answer.
         """
         judged = []
+        seal = self.seal()
         with self._database.writing() as connection:
             now = self._database.now(connection)
             found: dict[Arm, ArmEvidence] = {}
             for request, label in sorted(labels.items()):  # in one order: two never block each other
-                answer = _judged_once(connection, request, now - age_s)
+                answer = _judged_once(connection, request, seal.open(request), now - age_s)
                 counts = ArmEvidence(feedback=score(answer, label))
                 arm = answer.rollout, answer.arm
                 found[arm] = found[arm].merged(counts) if arm in found else counts
@@ -148,7 +141,12 @@ def _columns(answer: Served) -> dict[str, Any]:
     return {name: getattr(answer, name) for name in _SERVED}  # asdict copies, and takes ten times as long
 
 
-def _judged_once(connection: Connection, request: str, oldest: float) -> Served:
+def _judged_once(connection: Connection, request: str, carried: Served | None, oldest: float) -> Served:
+    """The answer, unless it was judged already; one that its id carries is written now that it is."""
+    if carried is not None and carried.at >= oldest:
+        if _insert_new(connection, served, _columns(carried) | {"judged": True}):
+            return carried
+        raise _judged_already(request)
     mine = served.c.request == request, served.c.at >= oldest
     unjudged = update(served).where(*mine, served.c.judged.is_(False)).values(judged=True)
     row = connection.execute(unjudged.returning(served)).one_or_none()
@@ -158,7 +156,11 @@ def _judged_once(connection: Connection, request: str, oldest: float) -> Served:
         raise NotFoundError(
             f'no answer "{request[:80]}" waits for a label. Send the `request_id` of a newer answer.'
         )
-    raise ConflictError(f'the answer "{request[:80]}" has its label already. Send each label once.')
+    raise _judged_already(request)
+
+
+def _judged_already(request: str) -> ConflictError:
+    return ConflictError(f'the answer "{request[:80]}" has its label already. Send each label once.')
 
 
 def _is_first(connection: Connection, worker: str, number: int, now: float) -> bool:

@@ -123,6 +123,14 @@ served = Table(
     Column("judged", Boolean, nullable=False, server_default=false()),
 )
 
+# What the gateways of this database know and nobody else: whoever reads it can write labels.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(128), nullable=False),
+)
+
 # Work for a builder. `expires` is its lease: one whose builder died is taken over.
 jobs = Table(
     "jobs",

@@ -35,7 +35,7 @@ from service.protocol import InferRequest
 from service.rollout.evidence import ArmTally, Feedback
 from service.rollout.rollout import CANDIDATE, PRIMARY, Arm, Kind, Phase, Rollout
 from service.scheduler import Limits, Scheduler
-from service.state.evidence import Served
+from service.state.sealed import Served
 from service.transforming import Transforming
 from variants.catalog import Catalog
 from variants.host import this_host
@@ -264,6 +264,9 @@ class Known:
 
     def tally(self, rollout: str, arm: str) -> ArmTally:
         return self.tallies[arm]
+
+    def sealed(self, answer: Served) -> None:
+        return None
 
     def remember(self, answer: Served) -> None:
         self.kept.append(answer)

@@ -7,8 +7,9 @@ import pytest
 
 from service.access.principal import Role
 from service.rollout.evidence import ArmEvidence
-from service.state.evidence import Batch, Served
+from service.state.evidence import Batch
 from service.state.jobs import State
+from service.state.sealed import Served
 from service.state.tables import metadata
 from tests.service.admin.conftest import Admin
 
@@ -49,6 +50,18 @@ def test_a_variant_is_retired_and_released_again(admin: Admin) -> None:
     assert client.post("/admin/models/digits/variants/int8-static/release").json()["was"] == "candidate"
     variant = retired.json()["variant"]
     assert admin.audited() == [f"loopback: {verb} {variant}" for verb in ("release", "load", "retire")]
+
+
+def test_a_card_that_another_changes_is_not_waited_for_without_end(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admin.models._WAIT_S", 0.1)
+    with admin.desk.catalog.lock("digits"):  # the handler has a thread of its own
+        busy = admin.client().post("/admin/models/digits/variants/int8-static/retire")
+    assert busy.status_code == 503
+    assert busy.headers["retry-after"]
+    assert busy.json()["error"].startswith("nothing was changed: the card of digits is being changed by")
+    assert not admin.audited()
 
 
 @pytest.mark.parametrize(

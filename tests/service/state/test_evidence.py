@@ -11,8 +11,9 @@ from service.errors import BadRequestError, ConflictError, NotFoundError
 from service.protocol import MAX_ID_LENGTH
 from service.rollout.evidence import Feedback
 from service.state.database import Database
-from service.state.evidence import Batch, EvidenceStore, Served
+from service.state.evidence import Batch, EvidenceStore
 from service.state.leases import FencedError, Lease, Leases
+from service.state.sealed import Seal, Served
 from tests.service.state.experiments import answers
 
 ARM = ("r1", "candidate")
@@ -132,3 +133,37 @@ def test_ids_are_kept_no_longer_than_labels_are_taken(store: EvidenceStore, data
     with database.writing() as connection:
         store.prune(connection, time.time() - 60)
     assert rows(database, "served") == 1
+
+
+def test_an_id_that_carries_its_answer_is_written_when_its_label_comes_and_once(
+    store: EvidenceStore, database: Database
+) -> None:
+    seal = EvidenceStore(database).seal()  # another worker's
+    sealed, old = seal.close(answer("n-1")), seal.close(answer("n-2", age_s=100))
+    assert sealed is not None
+    assert old is not None
+    assert rows(database, "served") == 0
+    assert store.judge({sealed: 7}, right, 60.0) == [seal.open(sealed)]
+    assert store.read("r1")["candidate"].feedback == Feedback(1, 1.0)
+    assert rows(database, "served") == 1
+    with pytest.raises(ConflictError):
+        store.judge({sealed: 7}, right, 60.0)
+    with pytest.raises(NotFoundError):
+        store.judge({old: 7}, right, 60.0)
+
+
+def test_an_id_that_was_not_made_here_carries_nothing() -> None:
+    seal = Seal(b"k" * 32)
+    sealed = seal.close(answer("n-1"))
+    assert sealed is not None
+    opened = seal.open(sealed)
+    assert opened is not None
+    assert (opened.request, opened.rollout, opened.prediction) == (sealed, "r1", 7)
+    assert Seal(b"other").open(sealed) is None
+    middle = len(sealed) // 2
+    for place in (2, middle, len(sealed) - 1):
+        other = "A" if sealed[place] != "A" else "B"
+        assert seal.open(sealed[:place] + other + sealed[place + 1 :]) is None
+    for text_ in ("s.", "s.!", "s." + "A" * 40, "n-1", sealed + "=", sealed + "\n"):
+        assert seal.open(text_) is None
+    assert seal.close(answer("n" * 200)) is None  # longer than an id may be
