@@ -51,11 +51,6 @@ class BoundedHead(HttpToolsProtocol):
         self._unended = 0
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        """The next head begins."""
-        self._unended = 0
-        super().on_message_complete()
-
     def send_400_response(self, msg: str) -> None:
         """Answers what the parser does not take."""
         if self._is_too_long:
