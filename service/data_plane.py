@@ -36,6 +36,7 @@ from service.outcome import Outcome
 from service.protocol import InferRequest, encode
 from service.repository import Repository
 from service.routing import SLO_HEADERS
+from service.wire import write_at_once
 
 log = logging.getLogger("mipgate.data_plane")
 
@@ -196,8 +197,9 @@ class DataPlane:
         headers.append((b"x-mipgate-request-id", request_id.encode()))
         headers.append((b"server-timing", _timing(answer)))
         headers.append((b"content-length", str(len(payload)).encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": payload})
+        if not write_at_once(send, headers, payload):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": payload})
 
     def _id(self, scope: Scope) -> str:
         """What a request that fails is called: as in the log, if it came so far."""
