@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from service.conducting import BUILDERS
 from service.config import ConfigError, config
-from service.state.database import Database, StateAwayError, StateUrlError
+from service.state.database import Database, StateAwayError, StateNewerError, StateUrlError
 from service.state.jobs import Job, JobStore, Kind, State
 from service.state.leases import Lease, Leases
 from variants.catalog import Catalog
@@ -276,8 +276,12 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: builder.stop())
     log.info("builder %s waits for jobs at %s", builder.name, database)
-    builder.run()
-    database.close()
+    try:
+        builder.run()
+    except StateNewerError as error:
+        sys.exit(str(error))
+    finally:
+        database.close()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +27,7 @@ from service.predict import predict
 from service.repository import Repository
 from service.request_head import bound_heads
 from service.scheduler import Limits, Scheduler
+from service.state.database import Database, StateAwayError, StateNewerError, StateUrlError
 from service.transforming import Transforming
 from variants.catalog import Catalog
 from variants.host import this_host
@@ -134,10 +135,15 @@ class Gateway:
 
     @bentoml.on_deployment
     @staticmethod
-    def check_catalog() -> None:
+    def check() -> None:
         """Runs once, before the workers start."""
         if not Catalog().models():
             raise BentoMLException("no model is registered. Run `mipgate build digits` first.")
+        try:
+            with closing(Database(config().state)) as database, suppress(StateAwayError):  # workers go on
+                database.migrate()
+        except (StateNewerError, StateUrlError) as error:
+            raise BentoMLException(str(error)) from error
 
     @bentoml.on_startup
     async def start_ticking(self) -> None:
@@ -179,12 +185,12 @@ class Gateway:
         inputs: dict[str, list[Any]],
         tier: str | None = None,
         variant: str | None = None,
-    ) -> dict[str, Any]:
-        """Answers plain JSON: named inputs, each a nested list of rows, and objectives if wanted.
         max_latency_ms: float | None = None,
         min_accuracy: float | None = None,
         allow_degrade: bool | None = None,
         sticky_key: str | None = None,
+    ) -> dict[str, Any]:
+        """Answers plain JSON: named inputs, each a nested list of rows, and objectives if wanted.
 
         For throughput use `/v2/models/{model}/infer`, which does not pass through BentoML's layers.
         """

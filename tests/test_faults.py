@@ -17,7 +17,9 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from sqlalchemy import text
 
+from service.state.database import Database
 from tests.conftest import ROOT, Homes
 from tests.gateway import Gateway, digit, request, running
 from variants.catalog import SAMPLES_FILE, Catalog
@@ -265,6 +267,22 @@ Catalog().change("digits", lambda card: replace(card, hosts={}))
         assert gateway.infer(ZEROS, tier="accurate", **PATIENT).status_code == 200
     after = json.loads(subprocess.check_output(show, env=homes.environment))
     assert all(variant["profiles"] for variant in after["variants"])
+
+
+def test_a_gateway_does_not_start_on_the_database_of_a_newer_version(homes: Homes) -> None:
+    database = Database(f"sqlite:///{homes.mipgate / 'state.db'}")
+    database.migrate()
+    with database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    gateway = Gateway(homes)
+    try:
+        assert gateway.process.wait(60) != 0
+        log = gateway.log.read_text()
+        assert "a newer Mipgate has changed this database: revision 9999 is not known here. Start" in log
+        assert "Traceback" not in log
+    finally:
+        gateway.stop()
 
 
 def test_the_data_plane_is_outermost_of_bentomls_app(homes: Homes) -> None:

@@ -12,7 +12,7 @@ from service.access.keys import new_key
 from service.access.principal import Principal, Role
 from service.access.store import AccessStore
 from service.config import ConfigError, config
-from service.state.database import Database, StateAwayError, StateUrlError
+from service.state.database import Database, StateAwayError, StateNewerError, StateUrlError
 
 _LONGEST_NAME = 80
 
@@ -68,5 +68,5 @@ def _who() -> Principal:
 if __name__ == "__main__":
     try:
         main(standalone_mode=True)
-    except (ConfigError, StateAwayError, StateUrlError) as error:
+    except (ConfigError, StateAwayError, StateNewerError, StateUrlError) as error:
         raise SystemExit(f"Error: {error}") from error

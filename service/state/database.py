@@ -11,6 +11,8 @@ from pathlib import Path
 import orjson
 from alembic import command
 from alembic.config import Config
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
 from filelock import FileLock
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
@@ -36,6 +38,10 @@ _REMEDY = "Use sqlite:////path/to/file or postgresql://user@host/name."
 
 class StateAwayError(Exception):
     """The database does not answer now."""
+
+
+class StateNewerError(Exception):
+    """A newer Mipgate has changed the database."""
 
 
 class StateUrlError(ValueError):
@@ -95,6 +101,7 @@ class Database:
 
         Raises:
             StateAwayError: The database does not answer.
+            StateNewerError: Its tables are those of a newer version.
         """
         scripts = Config()
         scripts.set_main_option("script_location", _SCRIPTS)
@@ -109,7 +116,7 @@ class Database:
                         connection.execute(text(f"SET LOCAL {limit} = 0"))
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
                 scripts.attributes["connection"] = connection
-                command.upgrade(scripts, "head")
+                _upgrade(scripts)
 
     def close(self) -> None:
         """Closes every connection."""
@@ -125,6 +132,18 @@ class Database:
             return nullcontext()
         self._file.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(f"{self._file}.lock")
+
+
+def _upgrade(scripts: Config) -> None:
+    try:
+        command.upgrade(scripts, "head")
+    except CommandError as error:
+        if not isinstance(error.__cause__, ResolutionError):
+            raise
+        raise StateNewerError(
+            f"a newer Mipgate has changed this database: revision {error.__cause__.argument} is not known "
+            "here. Start that version, or restore the backup of before."
+        ) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, make_url, text
 
-from service.state.database import Database, StateUrlError
+from service.state.database import Database, StateNewerError, StateUrlError
 from service.state.tables import metadata
 from tests.conftest import ROOT
 
@@ -42,6 +42,16 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(url: str, ol
         assert connection.execute(text("SELECT * FROM leases")).all() == [("conductor", "w1", 7, 0.0)]
         assert not compare_metadata(MigrationContext.configure(connection), metadata)
     database.close()
+
+
+def test_the_database_of_a_newer_version_is_refused_and_left_alone(database: Database) -> None:
+    with database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for _ in range(2):
+        with pytest.raises(StateNewerError, match=r"revision 9999 .* Start that version, or restore"):
+            database.migrate()
+    with database.reading() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
 
 
 def test_workers_that_start_at_once_do_not_collide(url: str) -> None:
