@@ -46,7 +46,7 @@ START = (
 
 
 def test_a_rollout_is_started_watched_and_aborted(admin: Admin, url: str) -> None:
-    started = json.loads(mipgate(*START, "--url", url, "--json").output)
+    started = json.loads(mipgate(*START, "--url", url, "--json").stdout)
     assert (started["steps"], started["step_duration_s"]) == ([5, 25, 50, 100], 120)
     seen = ArmEvidence(
         900, errors=9, latency=Histogram({320: 891}), comparisons=Comparisons(900, 899.0, 899.5)
