@@ -20,7 +20,7 @@ from loadtests.bench.arithmetic import (
     throughput,
     why_void,
 )
-from loadtests.bench.servers import ECHO, GATEWAY, MODEL_PEERS, MOSEC, PLAIN, TRITON
+from loadtests.bench.servers import ECHO, GATEWAY, MODEL_PEERS, MOSEC, PLAIN, TRITON, WITH_WORKERS, WORKERS
 
 Verdict = Literal["reached", "not reached", "void", "does not apply"]
 
@@ -66,8 +66,12 @@ def small_figures(part: Mapping[str, Any]) -> list[Figure]:
     """Of the small model."""
     rounds = rounds_of(part)
     json16, binary16 = case(rounds, _JSON_16), case(rounds, _BINARY_16)
+    ours = {"": GATEWAY}
+    if any(WITH_WORKERS in part[known] for known in ("servers", "holes")):
+        ours[f"{WORKERS} workers, "] = WITH_WORKERS
     found = [
-        _at_least("small", f"JSON, 16 connections, over {name}", factor, json16, GATEWAY, json16, name)
+        _at_least("small", f"JSON, 16 connections, {how}over {name}", factor, json16, who, json16, name)
+        for how, who in ours.items()
         for name, factor in _SPEEDUPS
     ]
     found.append(

@@ -20,6 +20,8 @@ from loadtests.bench.processes import Peer
 from loadtests.bench.requests import Told, plain_json, raw_bytes, rows_json, v2_binary, v2_json
 
 GATEWAY, ECHO, PLAIN, BATCHABLE = "mipgate", "bare uvicorn", "plain bentoml", "bentoml batchable"
+WORKERS = 2
+WITH_WORKERS = f"{GATEWAY}, {WORKERS} workers"
 MOSEC, LITSERVE, MLSERVER, TRITON = "mosec", "litserve", "mlserver", "triton, python backend"
 MODEL_PEERS = (PLAIN, BATCHABLE, MOSEC, LITSERVE, MLSERVER, TRITON)
 PEERS = (ECHO, *MODEL_PEERS)
@@ -70,7 +72,7 @@ class Artifact:
         }
 
 
-def gateway(folder: Path, model: str) -> Peer:
+def gateway(folder: Path, model: str, workers: int = 1) -> Peer:
     """Mipgate with the caller's models, in homes of its own: another may run in the caller's."""
     caller = Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
     home = folder / "bentoml"
@@ -82,14 +84,14 @@ def gateway(folder: Path, model: str) -> Peer:
         "BENTOML_HOME": str(home),
         "BENTOML_DO_NOT_TRACK": "1",
         "MIPGATE_HOME": str(folder / "mipgate"),
-        "MIPGATE_WORKERS": "1",
+        "MIPGATE_WORKERS": str(workers),
         "MIPGATE_ADMIN_KEY": _KEY,
         "MIPGATE_REQUIRE_KEYS": "always",
     }
     path = f"/v2/models/{model}/infer"
     told = with_key({})
     return Peer(
-        GATEWAY,
+        GATEWAY if workers == 1 else WITH_WORKERS,
         (bentoml, "serve", "service.gateway:Gateway", *address),
         {"json": v2_json(path, told), "binary": v2_binary(path, told)},
         variables,

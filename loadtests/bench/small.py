@@ -14,7 +14,16 @@ from loadtests.bench.idle import added_latency
 from loadtests.bench.processes import Peer, Server, ask
 from loadtests.bench.requests import Request, Wire, v2_binary, v2_json
 from loadtests.bench.rollout import RolloutError, ab_rollout
-from loadtests.bench.servers import ECHO, GATEWAY, KEY_HEADERS, gateway, peer, with_key
+from loadtests.bench.servers import (
+    ECHO,
+    GATEWAY,
+    KEY_HEADERS,
+    WITH_WORKERS,
+    WORKERS,
+    gateway,
+    peer,
+    with_key,
+)
 from loadtests.bench.stage import Contender, Settings, Stage, round_of
 from loadtests.bench.subject import Subject, best_row_ms, direct
 
@@ -42,7 +51,8 @@ def measure(settings: Settings, subject: Subject, stage: Stage) -> dict[str, Any
     artifact = subject.artifact(subject.reference)
     samples = subject.some(_SENT)
     expected = direct(artifact).run(subject.rows(settings.rows))
-    _start_gateway(stage, subject)
+    for name, workers in ((GATEWAY, 1), (WITH_WORKERS, WORKERS)):
+        _start_gateway(stage, subject, name, workers)
     for name in settings.peers:
         stage.start(
             name,
@@ -95,11 +105,11 @@ def _measure_all(
     }
 
 
-def _start_gateway(stage: Stage, subject: Subject) -> Server | None:
+def _start_gateway(stage: Stage, subject: Subject, name: str, workers: int) -> Server | None:
     def probe(_: Peer) -> Request:
         return pinned(subject, subject.reference)["json"].requests(subject.some(1))[0]
 
-    return stage.start(GATEWAY, lambda folder: gateway(folder, subject.model), probe)
+    return stage.start(name, lambda folder: gateway(folder, subject.model, workers), probe)
 
 
 def pinned(
@@ -112,7 +122,7 @@ def pinned(
 
 
 def _wires(subject: Subject, server: Server) -> dict[str, Wire]:
-    if server.peer.name == GATEWAY:
+    if server.peer.name in (GATEWAY, WITH_WORKERS):
         return pinned(subject, subject.reference)
     return dict(server.peer.wires)
 
