@@ -73,11 +73,13 @@ class Artifact:
 
 
 def gateway(folder: Path, model: str, workers: int = 1) -> Peer:
-    """Mipgate with the caller's models, in homes of its own: another may run in the caller's."""
+    """Mipgate with one of the caller's models, in homes of its own: another may run in the caller's."""
     caller = Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
     home = folder / "bentoml"
-    home.mkdir(parents=True)
-    (home / "models").symlink_to(caller.resolve() / "models")
+    (home / "models").mkdir(parents=True)
+    for stored in (caller.resolve() / "models").iterdir():
+        if stored.name.partition(".")[0] == model:
+            (home / "models" / stored.name).symlink_to(stored)
     bentoml = str(Path(sys.executable).with_name("bentoml"))
     address = ("--host", "127.0.0.1", "--port", "{port}")
     variables = {
