@@ -207,20 +207,28 @@ def _prepare(job: Job, progress: Reporter) -> Prepared:
 def _publish_card(
     catalog: Catalog, prepared: Prepared, builds: _Builds, host: Host, folder: Path, progress: Reporter
 ) -> Card:
-    """Profiles what has no profile of this host, then publishes the card if anything changed."""
+    """Profiles what has no profile of this host, then publishes the card if anything changed.
+
+    Measuring takes minutes: the card is locked only when that is done, and may be another one by then.
+    """
     model = prepared.spec.model
+    card = _with_entries(_card_in_force(catalog, model) or Card(prepared.spec), prepared, builds)
+    measured = _profile_missing(card, builds, host, folder, progress)
+    _write_distributions(catalog, prepared, builds, host, folder)
     with catalog.lock(model):
-        try:
-            before: Card | None = catalog.card(model)
-        except CatalogError:  # not registered, or no card of it is intact: start anew
-            before = None
+        before = _card_in_force(catalog, model)
         card = _with_entries(before or Card(prepared.spec), prepared, builds)
-        measured = _profile_missing(card, builds, host, folder, progress)
         card = card.with_profiles(host, measured.profiles, measured.refusals)
-        _write_distributions(catalog, prepared, builds, host, folder)
         if before is None or card != before or not _same_data(catalog, before, folder):
             catalog.register(card, folder)
     return card
+
+
+def _card_in_force(catalog: Catalog, model: str) -> Card | None:
+    try:
+        return catalog.card(model)
+    except CatalogError:  # not registered, or no card of it is intact: start anew
+        return None
 
 
 def _with_entries(card: Card, prepared: Prepared, builds: _Builds) -> Card:

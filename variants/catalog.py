@@ -46,6 +46,10 @@ class ModelNotFoundError(CatalogError):
     """No such model is registered."""
 
 
+class CatalogBusyError(CatalogError):
+    """Another changes the same card, and was not done in time."""
+
+
 @dataclass(frozen=True)
 class StoredVariant:
     """A variant as it lies in the store."""
@@ -202,13 +206,25 @@ class Catalog:
         """Publishes a card with its labelled rows and the spec's files, which lie in the folder."""
         self._write_card(card, folder)
 
-    def change(self, model: str, edit: Callable[[Card], Card]) -> Card:
+    def change(self, model: str, edit: Callable[[Card], Card], wait_s: float | None = None) -> Card:
         """Publishes what `edit` makes of the newest card; changes of one model happen one at a time.
 
+        Args:
+            model: Whose card.
+            edit: Makes the new card of the one in force.
+            wait_s: How long to wait for another's change; None for as long as it takes.
+
         Raises:
+            CatalogBusyError: Another's change took longer than that.
             CatalogError: The model is not registered, no card is intact, or the change cannot be made.
         """
-        with self.lock(model):
+        try:
+            alone = self.lock(model).acquire(timeout=wait_s)
+        except Timeout as error:
+            raise CatalogBusyError(
+                f"the card of {model} is being changed by another process. Try again in a moment."
+            ) from error
+        with alone:
             tag, before = self._newest_intact_card(model)
             after = edit(before)
             if after != before:

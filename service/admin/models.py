@@ -11,10 +11,13 @@ from starlette.responses import Response
 from service.access.principal import Principal
 from service.admin.bodies import Body, read_body
 from service.admin.desk import Desk, Handler, answer
-from service.errors import BadRequestError, ConflictError, NotFoundError
+from service.errors import BadRequestError, ConflictError, NotFoundError, UnavailableError
 from variants.card import Card, UnknownVariantError
+from variants.catalog import CatalogBusyError
 from variants.store import CatalogError
 from variants.variant import Life, VariantId, VariantNameError, parse_name
+
+_WAIT_S = 10.0  # for another's change of the same card
 
 
 async def list_models(desk: Desk, request: Request, who: Principal) -> Response:
@@ -87,7 +90,13 @@ def _models(desk: Desk) -> list[dict[str, Any]]:
 
 
 def _change_life(desk: Desk, path: dict[str, str], life: Life) -> tuple[VariantId, Life]:
-    """Moves the variant; returns it and the life that it had."""
+    """Moves the variant; returns it and the life that it had.
+
+    Raises:
+        NotFoundError: There is no such variant.
+        ConflictError: It cannot have this life.
+        UnavailableError: Another changes the model's card.
+    """
     card, _ = desk.described(path["model"])
     variant = find_variant(card, path["variant"])
     lives = []
@@ -97,9 +106,11 @@ def _change_life(desk: Desk, path: dict[str, str], life: Life) -> tuple[VariantI
         return newest.with_life(variant, life)
 
     try:
-        desk.catalog.change(variant.model, moved)
+        desk.catalog.change(variant.model, moved, wait_s=_WAIT_S)
     except UnknownVariantError as error:
         raise NotFoundError(str(error)) from error
+    except CatalogBusyError as error:
+        raise UnavailableError(f"nothing was changed: {error}") from error
     except CatalogError as error:
         raise ConflictError(str(error)) from error
     return variant, lives[0]

@@ -75,6 +75,20 @@ class RolloutStore:
                 raise _stale(_find(connection, after.id))
             _remember(connection, transition)
 
+    def check(self, rollout: Rollout, lease: Lease) -> None:
+        """Makes sure that what is about to be done for a rollout is still wanted, and ours to do.
+
+        Raises:
+            StaleError: The rollout has changed meanwhile; the error has what it is now.
+            FencedError: The lease has another holder now.
+            StateAwayError: The database does not answer.
+        """
+        with self._database.writing() as connection:
+            check(connection, lease)
+            current = _find(connection, rollout.id)
+        if current.version != rollout.version:
+            raise _stale(current)
+
     def change(
         self, rollout: str, decide: Callable[[Rollout, float], Transition], version: int | None = None
     ) -> Rollout:

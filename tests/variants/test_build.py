@@ -197,6 +197,46 @@ def test_a_second_build_finds_everything_and_publishes_no_card(homes: Homes) -> 
     assert sorted(cards.iterdir()) == before
 
 
+# Measures what lost its profiles; meanwhile somebody retires a variant.
+MEASURE = """
+import threading
+from dataclasses import replace
+import variants.build
+from variants.catalog import Catalog
+from variants.host import this_host
+from variants.profiler import Measurements
+from variants.progress import Lines
+from variants.variant import Life
+
+catalog, host = Catalog(), this_host()
+known = catalog.card("digits").hosts[host.fingerprint].profiles
+retired = catalog.card("digits").find("pruned").id
+catalog.change("digits", lambda card: replace(card, hosts={}))
+
+def retire():
+    catalog.change("digits", lambda card: card.with_life(retired, Life.RETIRED), wait_s=5)
+
+def measure(bench, missing, host, progress):
+    other = threading.Thread(target=retire)
+    other.start()
+    other.join()
+    return Measurements({item.variant.id.version: known[item.variant.id.version] for item in missing})
+
+variants.build.profile_variants = measure
+variants.build.build("digits", catalog, host, Lines())
+card = catalog.card("digits")
+assert card.find("pruned").life is Life.RETIRED
+assert card.hosts[host.fingerprint].profiles == known
+"""
+
+
+def test_while_a_build_measures_others_may_change_the_card_and_nothing_of_it_is_lost(homes: Homes) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", MEASURE], env=homes.environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_same_seed_builds_the_same_bytes_elsewhere(empty: Homes, standings: dict[str, Standing]) -> None:
     """Trained anew from nothing, and one variant of it quantized."""
     ended = mipgate(empty, "build", "digits", "--recipe", "int8-static", "--quiet", "--jobs", "2")

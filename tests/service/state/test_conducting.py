@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from service.state.rollouts import RolloutStore
 from tests.conftest import ROOT
 from tests.service.state.conftest import Outage
 from tests.service.state.experiments import answers, begun, canary
+from variants.card import Card
 from variants.catalog import Catalog
 from variants.variant import Life
 
@@ -158,6 +161,57 @@ def test_a_variant_that_was_deleted_keeps_the_rollout_where_it_is(
         'rollout r1 stays promoting: m has no variant "int8@bbbbbbbbbbbb". There are '
         "fp32@aaaaaaaaaaaa, int8@aaaaaaaaaaaa."
     ]
+
+
+def promoted(store: RolloutStore) -> None:
+    """A rollout whose candidate waits for its release."""
+    start(store, phase=Phase.PROGRESSING)
+    store.change("r1", lambda before, now: command(before, Verb.PROMOTE, "alice", now))
+
+
+def test_a_card_that_another_changes_holds_up_no_turn(
+    store: RolloutStore, worker: Callable[[str], Conducting], catalog: Catalog
+) -> None:
+    promoted(store)
+    first = worker("w1")
+    held, leave = threading.Event(), threading.Event()
+
+    def build() -> None:
+        with catalog.lock("m"):
+            held.set()
+            leave.wait(SOON_S)
+
+    other = threading.Thread(target=build)
+    other.start()
+    try:
+        assert held.wait(SOON_S)
+        for _ in range(2):
+            assert not first.turn(None).transitions
+        assert leave.is_set() is False
+    finally:
+        leave.set()
+        other.join()
+    until(Phase.SUCCEEDED, first, store=store, batch=lambda: None)
+    assert life(catalog) is Life.RELEASED
+
+
+def test_what_was_aborted_while_its_release_waited_is_not_released(
+    store: RolloutStore,
+    worker: Callable[[str], Conducting],
+    catalog: Catalog,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    promoted(store)
+    change = catalog.change
+
+    def aborted(*args: Any, **options: Any) -> Card:
+        monkeypatch.undo()
+        store.change("r1", lambda before, now: command(before, Verb.ABORT, "alice", now))
+        return change(*args, **options)
+
+    monkeypatch.setattr(catalog, "change", aborted)
+    until(Phase.FAILED, worker("w1"), store=store, batch=lambda: None)
+    assert life(catalog) is Life.CANDIDATE
 
 
 def test_a_rollout_that_cannot_be_advanced_does_not_hold_up_the_others(
