@@ -142,5 +142,6 @@ def test_the_readme_begins_with_exactly_two_commands() -> None:
 def _pins(lines: list[str]) -> dict[str, str]:
     pinned = (line.partition(";")[0].strip() for line in lines if "==" in line and not line.startswith("#"))
     return {
-        name.lower().replace("_", "-"): version for name, _, version in (p.partition("==") for p in pinned)
+        name.partition("[")[0].lower().replace("_", "-"): version
+        for name, _, version in (p.partition("==") for p in pinned)
     }
