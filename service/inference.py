@@ -205,7 +205,7 @@ class Inference:
     async def _run(self, course: _Course, variant: LoadedVariant, deadline: float) -> Completed:
         """Runs a request; a long one in parts, so that it bounds neither memory nor the others' waiting."""
         if not variant.is_open:
-            await asyncio.to_thread(variant.open)
+            await variant.ensure_open()
         request, priority, submit = course.request, course.slo.priority, self.scheduler.submit
         rows, most = request.rows, variant.max_batch_rows
         if course.watch is not None and not self.scheduler.is_inline(variant, rows):

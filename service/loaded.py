@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from time import perf_counter
 
 from compression.signature import Array, Signature
 from service.breaker import Breaker
-from service.errors import NotFoundError, UnavailableError
+from service.errors import InferenceError, NotFoundError, UnavailableError
 from service.isolation import check_rows
 from service.metrics import Metrics
 from service.pace import DevicePace, Pace
@@ -99,6 +100,23 @@ class LoadedVariant:
                 self._session = session
             return self._session
 
+    async def ensure_open(self) -> None:
+        """Opens the session if there is none, beside the event loop.
+
+        Raises:
+            InferenceError: It cannot be opened; that counts as a failure of its own.
+        """
+        if self._session is not None:
+            return
+        try:
+            await asyncio.to_thread(self.open)
+        except RuntimeUnavailableError as error:
+            log.error("%s cannot be opened again: %s", self.key, error)
+            self.blame()
+            raise InferenceError(
+                f"{self.key} cannot be opened now. Try again, or pin another variant."
+            ) from error
+
     def close(self) -> None:
         """Gives the session's memory back; a batch that runs ends first."""
         self._session = None
@@ -113,7 +131,9 @@ class LoadedVariant:
         self._known_good = {name: array[:1].copy() for name, array in inputs.items()}
         for rows in _WARM_UP_ROWS:
             self.run({name: array[:rows] for name, array in inputs.items()})
-        return deviation(dict(zip(self._outputs, self.run(inputs), strict=True)), golden)
+        answered = self.run(inputs)
+        self.last_used = 0.0  # by nobody yet
+        return deviation(dict(zip(self._outputs, answered, strict=True)), golden)
 
     @property
     def is_trusted(self) -> bool:
@@ -123,6 +143,7 @@ class LoadedVariant:
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Runs one batch; outputs `(rows, ...)` in the order of the signature."""
+        self.last_used = perf_counter()  # what runs now is not closed for what ran before
         session = self._session or self.open()
         outputs = session.run(inputs)
         return outputs if self._reorder is None else [outputs[position] for position in self._reorder]

@@ -39,6 +39,7 @@ from service.state.sealed import Served
 from service.transforming import Transforming
 from variants.catalog import Catalog
 from variants.host import this_host
+from variants.runtime import RuntimeUnavailableError
 
 T = TypeVar("T")
 
@@ -244,6 +245,31 @@ def test_a_variant_that_was_closed_opens_on_its_next_request(fleet: Fleet, model
             assert variant.is_open
             assert outcome.outputs is not None
             np.testing.assert_allclose(outcome.outputs["logits"], direct(variant, sent), rtol=1e-5)
+
+    on_loop(scenario)
+
+
+def test_a_variant_that_cannot_be_opened_again_is_blamed_and_the_next_answers(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> Any:
+        raise RuntimeUnavailableError("its file is gone")
+
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            usual.close()
+            monkeypatch.setattr(usual, "open", refused)
+            for _ in range(FAILURES):
+                assert (await ask(serving, model, request())).variant is not usual
+            assert usual.breaker.circuit is Circuit.OPEN
+            usual.breaker.until = 0.0
+            with pytest.raises(InferenceError, match="cannot be opened now"):
+                await serving.infer(model, usual, request(), PATIENT, perf_counter())
+            monkeypatch.undo()
+            usual.breaker.until = 0.0
+            await serving.infer(model, usual, request(), PATIENT, perf_counter())
+            assert usual.breaker.circuit is Circuit.CLOSED
 
     on_loop(scenario)
 
