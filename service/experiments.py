@@ -114,7 +114,10 @@ class Experiments:
         """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
         if part is not None:
             part.tally.answered(outcome.total_s)
-            self._copy(part, outcome)
+            if outcome.variant is part.variant:
+                self._copy(part, outcome)
+            else:  # another answered in its place: what it said says nothing of the arm
+                part = None
         if self._keeps == "all" or (part is not None and self._keeps == "rollouts"):
             self._keep(part, outcome)
 
@@ -210,6 +213,7 @@ class Experiments:
         request, deadline = outcome.request, perf_counter() + _COPY_PATIENCE_S
         other.breaker.asked(perf_counter())
         try:
+            await other.ensure_open()
             done = await self._scheduler.submit(
                 other, request.inputs, request.rows, deadline, Priority.SHADOW
             )
@@ -239,8 +243,11 @@ def is_finite(done: Completed) -> bool:
 
 
 def _are_told_apart(rollout: Rollout, model: LoadedModel, floor: float, usual: LoadedVariant) -> bool:
-    """Whether every arm is loaded and good enough, and none answers for another: else they say nothing."""
-    for arm in rollout.arms if rollout.keeps_primary else rollout.candidates:
+    """Whether every arm is loaded and good enough, and none answers for another: else they say nothing.
+
+    Candidates that failed get no requests, and need not be there any more.
+    """
+    for arm in (rollout.primary, *rollout.contenders) if rollout.keeps_primary else rollout.contenders:
         variant = model.variants.get(arm.variant)
         if variant is None or variant.candidate.ratio < floor:
             return False
