@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from math import inf
+from threading import RLock
+from time import monotonic
 
 from service.breaker import Circuit
 from service.errors import NotFoundError
@@ -28,6 +31,8 @@ from variants.variant import Life, Status
 
 log = logging.getLogger("mipgate.fleet")
 
+_RETRY_S = 10.0
+
 
 class Fleet:
     """All models of one worker."""
@@ -48,6 +53,8 @@ class Fleet:
         self._seen: dict[str, str] = {}
         self._unloaded: set[str] = set()
         self._measured_again: set[str] = set()
+        self._failed: dict[str, float] = {}  # when, where the card was not at fault
+        self._changing = RLock()
         self.models: dict[str, LoadedModel] = {}
         self.generation = 0  # counts loads and unloads
         self.pace = DevicePace()
@@ -62,31 +69,57 @@ class Fleet:
         return self._catalog.models()
 
     def load_all(self) -> None:
-        """Loads every registered model that is not loaded from its newest card.
+        """Loads every registered model whose newest card was not looked at yet; unloaded ones stay unloaded.
 
-        One that cannot be loaded is logged and left out; whatever it serves already, it serves on.
+        One that cannot be loaded is logged and left out; whatever it serves already, it serves on. It is
+        tried again when it has another card, or soon where the card was not at fault.
         """
-        for name in self.outdated():
-            try:
-                self.load(name)
-            except (CatalogError, DocumentError) as error:
-                log.error("model %s is not loaded: %s", name, error)
+        for name in self._catalog.models():
+            with self._changing:  # others may have loaded or unloaded it meanwhile
+                try:
+                    if self._is_outdated(name):
+                        self.load(name)
+                except (CatalogError, DocumentError) as error:
+                    log.error("model %s is not loaded: %s", name, error)
+                except Exception:
+                    if name not in self._failed:
+                        log.exception("model %s is not loaded; it is tried every %g s", name, _RETRY_S)
+                    self._failed[name] = monotonic()
 
-    def outdated(self) -> list[str]:
-        """Models whose newest card was not looked at yet; unloaded ones stay unloaded."""
-        wanted = [name for name in self._catalog.models() if name not in self._unloaded]
-        return [name for name in wanted if self._catalog.card_tag(name) != self._seen.get(name)]
+    def _is_outdated(self, name: str) -> bool:
+        if name in self._unloaded or monotonic() - self._failed.get(name, -inf) < _RETRY_S:
+            return False
+        return self._catalog.card_tag(name) != self._seen.get(name)
 
     def load(self, name: str) -> LoadedModel:
         """Loads a model, or loads it anew; requests go to the new one once it is ready.
 
         A model without profiles of this host is profiled first; so is, once, a variant that answers the
-        golden rows otherwise than when its quality was measured.
+        golden rows otherwise than when its quality was measured. Waits for whatever else is loaded now.
 
         Raises:
             CatalogError: It is not registered, or its card is damaged.
+            DocumentError: Its card cannot be read.
         """
-        self._seen[name] = self._catalog.card_tag(name)
+        with self._changing:
+            self._seen[name] = self._catalog.card_tag(name)
+            try:
+                model = self._prepared(name)
+            except (CatalogError, DocumentError):
+                raise  # until it has another card
+            except Exception:
+                del self._seen[name]
+                raise
+            self._failed.pop(name, None)
+            self._metrics.expect(name, (tier.name for tier in model.card.spec.tiers))
+            self.models = self.models | {name: model}  # anew: the event loop may be at it
+            self._unloaded.discard(name)
+            self.generation += 1
+        log.info("%s serves %s", name, ", ".join(model.versions) or "nothing")
+        return model
+
+    def _prepared(self, name: str) -> LoadedModel:
+        """The model of the newest card, with profiles of this host that can be trusted."""
         card = self._catalog.card(name)
         if card.hosts.get(self._host.fingerprint) is None:
             log.warning("%s was not profiled on this host (%s); profiling", name, self._host.fingerprint)
@@ -99,11 +132,6 @@ class Fleet:
             model = self._open(
                 profile_model(self._catalog, name, self._host, Lines(), again=False, doubted=doubted)
             )
-        self._metrics.expect(name, (tier.name for tier in card.spec.tiers))
-        self.models[name] = model
-        self._unloaded.discard(name)
-        self.generation += 1
-        log.info("%s serves %s", name, ", ".join(model.versions) or "nothing")
         return model
 
     def _open(self, card: Card) -> LoadedModel:
@@ -124,15 +152,19 @@ class Fleet:
             raise CatalogError(f"the transforms of {spec.model} cannot be opened: {error}") from error
 
     def unload(self, name: str) -> None:
-        """Stops serving a model.
+        """Stops serving a model. Waits for what is loaded now: not for the event loop.
 
         Raises:
             NotFoundError: It is not loaded.
         """
-        if self.models.pop(name, None) is None:
-            raise NotFoundError(f'model "{name[:80]}" is not loaded. Loaded are {", ".join(self.models)}.')
-        self._unloaded.add(name)
-        self.generation += 1
+        with self._changing:
+            if name not in self.models:
+                raise NotFoundError(
+                    f'model "{name[:80]}" is not loaded. Loaded are {", ".join(self.models)}.'
+                )
+            self.models = {known: model for known, model in self.models.items() if known != name}
+            self._unloaded.add(name)
+            self.generation += 1
 
     def find(self, name: str) -> LoadedModel:
         """The loaded model of this name.
@@ -179,7 +211,8 @@ class Fleet:
             model.refused |= dict.fromkeys(names, reason)
             return
         model.variants |= dict.fromkeys(names, loaded)
-        self.trim(lambda _: 0, [*model.variants.values()])
+        serving = {each.key for each in self._serving()}  # theirs may wait: the event loop closes them
+        self.trim(lambda key: key in serving, model.variants.values())
         if standing.routable:
             model.candidates.append(loaded.candidate)
 
@@ -195,10 +228,12 @@ class Fleet:
             return None
         return variant
 
+    def _serving(self) -> list[LoadedVariant]:
+        return [variant for model in self.models.values() for variant in model.variants.values()]
+
     def trim(self, depth: Callable[[str], int], more: Iterable[LoadedVariant] = ()) -> None:
         """Closes what the memory budget has no room for; `depth` tells a queue by its variant."""
-        loaded = [variant for model in self.models.values() for variant in model.variants.values()]
-        for variant in to_close([*loaded, *more], self._memory_budget_bytes):
+        for variant in to_close([*self._serving(), *more], self._memory_budget_bytes):
             if not depth(variant.key):
                 log.info("%s is closed: it was not used for longest, and memory is short", variant.key)
                 variant.close()

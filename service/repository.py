@@ -141,7 +141,7 @@ class Repository:
             raise NotFoundError(f'no model "{name[:80]}" is registered; there are: {known}. Build it first.')
         async with self._loading:
             if verb == "unload":
-                self._fleet.unload(name)
+                await asyncio.to_thread(self._fleet.unload, name)
                 return {}
             try:
                 await asyncio.to_thread(self._fleet.load, name)

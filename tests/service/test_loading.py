@@ -1,0 +1,135 @@
+"""Loads of one worker: one after the other, none undone by an older one or given up for a passing fault."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.errors import NotFoundError
+from service.fleet import Fleet
+from service.metrics import Metrics
+from tests.variants.handmade import HOST, card, entry
+from variants.card import Card
+from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
+from variants.host import this_host
+from variants.store import CatalogError
+from variants.variant import Life
+
+SOON_S = 20.0
+
+
+class Slow(Catalog):
+    """A store with the model m, in which somebody may stand while it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(root=folder / "models")
+        for name in (SAMPLES_FILE, VALIDATION_FILE):
+            (folder / name).touch()
+        self.register(card(entry("fp32"), entry("int8")), folder)
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.read = 0
+
+    def card(self, model: str) -> Card:
+        found = super().card(model)
+        self.read += 1
+        self.meanwhile()
+        return found
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Slow:
+    return Slow(tmp_path)
+
+
+@pytest.fixture
+def fleet(catalog: Slow) -> Fleet:
+    return Fleet(catalog, HOST, Metrics(CollectorRegistry()), 32)
+
+
+def during_a_load(fleet: Fleet, catalog: Slow, act: Callable[[], object]) -> None:
+    """Has another thread act in the middle of a load."""
+    inside, other = threading.Event(), threading.Thread(target=act)
+
+    def meanwhile() -> None:
+        if not inside.is_set():
+            inside.set()
+            other.start()
+            other.join(0.2)  # long enough for what would not wait
+
+    catalog.meanwhile = meanwhile
+    fleet.load("m")
+    other.join(SOON_S)
+    assert not other.is_alive()
+
+
+def test_a_load_that_took_long_does_not_take_the_place_of_a_newer_one(fleet: Fleet, catalog: Slow) -> None:
+    def retire() -> None:
+        catalog.change("m", lambda newest: newest.with_life(entry("int8").id, Life.RETIRED))
+        fleet.load("m")
+
+    during_a_load(fleet, catalog, retire)
+    assert fleet.models["m"].card.find("int8").life is Life.RETIRED
+    assert catalog.read == 2
+    fleet.load_all()
+    assert catalog.read == 2  # there is nothing newer
+
+
+def test_what_is_unloaded_while_it_loads_is_unloaded(fleet: Fleet, catalog: Slow) -> None:
+    fleet.load("m")
+    during_a_load(fleet, catalog, lambda: fleet.unload("m"))
+    fleet.load_all()
+    assert fleet.models == {}
+    with pytest.raises(NotFoundError, match="not loaded"):
+        fleet.unload("m")
+
+
+def test_a_passing_fault_is_told_once_and_the_load_tried_again(
+    fleet: Fleet, catalog: Slow, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full() -> None:
+        raise OSError("no space left")
+
+    catalog.meanwhile = full
+    fleet.load_all()
+    fleet.load_all()
+    assert catalog.read == 1  # not before some time has passed
+    monkeypatch.setattr("service.fleet._RETRY_S", 0.0)
+    fleet.load_all()
+    assert catalog.read == 2
+    assert len([line for line in caplog.messages if line.startswith("model m is not loaded")]) == 1
+    catalog.meanwhile = lambda: None
+    fleet.load_all()
+    assert "m" in fleet.models
+
+
+def test_a_card_that_is_at_fault_is_not_read_again_until_there_is_another(
+    fleet: Fleet, catalog: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged() -> None:
+        raise CatalogError("it is damaged")
+
+    monkeypatch.setattr("service.fleet._RETRY_S", 0.0)
+    catalog.meanwhile = damaged
+    fleet.load_all()
+    fleet.load_all()
+    assert catalog.read == 1
+    catalog.meanwhile = lambda: None
+    catalog.change("m", lambda newest: newest.with_life(entry("int8").id, Life.RETIRED))
+    fleet.load_all()
+    assert "m" in fleet.models
+
+
+def test_a_load_closes_nothing_that_serves_already(digits: Catalog) -> None:
+    fleet = Fleet(digits, this_host(), Metrics(CollectorRegistry()), 32, memory_budget_bytes=1)
+    variants = set(fleet.load("digits").variants.values())
+    assert len([each for each in variants if each.is_open]) == 1
+    for each in variants:
+        each.open()
+    fleet.load("digits")
+    assert all(each.is_open for each in variants)
+    fleet.trim(lambda key: 0)
+    assert len([each for each in variants if each.is_open]) == 1
