@@ -28,11 +28,10 @@ from service.repository import Repository
 from service.request_head import bound_heads
 from service.scheduler import Limits, Scheduler
 from service.state.database import Database, StateAwayError, StateNewerError, StateUrlError
+from service.ticking import Ticking
 from service.transforming import Transforming
 from variants.catalog import Catalog
 from variants.host import this_host
-
-log = logging.getLogger("mipgate.gateway")
 
 _TICK_S = 0.5
 _PAGE = """# Mipgate
@@ -148,35 +147,31 @@ class Gateway:
     @bentoml.on_startup
     async def start_ticking(self) -> None:
         """Follows rollouts; writes metrics and follows the catalog and the keys, twice a second."""
-        await self.bento_service.operation.start()
-        self._ticking = asyncio.create_task(self._tick())
+        core, operation = self.bento_service.core, self.bento_service.operation
+        await operation.start()
+        fleet, depth = core.fleet, core.scheduler.depth
+        self._ticking = Ticking(
+            {
+                "closing variants for memory": lambda: fleet.trim(depth),
+                "writing metrics": lambda: fleet.refresh_metrics(datetime.now(UTC), depth),
+                "following keys": operation.follow_keys,
+                "sampling traffic": operation.sample,
+                "watching drift": self.bento_service.observers.tick,
+                "following the catalog": lambda: asyncio.to_thread(fleet.load_all),
+            },
+            _TICK_S,
+        )
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Lets the running batch end."""
-        self._ticking.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._ticking
+        await self._ticking.stop()
         core = self.bento_service.core
         core.transforming.close()
         core.scheduler.close()
         await self.bento_service.operation.stop()
         core.metrics.tallies.flush()
         await self.bento_service.observers.close()
-
-    async def _tick(self) -> None:
-        core = self.bento_service.core
-        while True:
-            try:
-                core.fleet.trim(core.scheduler.depth)
-                core.fleet.refresh_metrics(datetime.now(UTC), core.scheduler.depth)
-                await self.bento_service.observers.tick()
-                await self.bento_service.operation.tick()
-                if core.fleet.outdated():
-                    await asyncio.to_thread(core.fleet.load_all)
-            except Exception:  # a full disk, say: requests go on, and so must this loop
-                log.exception("metrics were not written, or the catalog was not followed")
-            await asyncio.sleep(_TICK_S)
 
     @bentoml.api
     async def predict(

@@ -30,6 +30,13 @@ from variants.serving_spec import ServingSpec
 
 log = logging.getLogger("mipgate.operation")
 
+_HOST_CHARACTERS = 32  # of a worker's name, which has 64 in the database
+
+
+def worker_name() -> str:
+    """A name that no other worker has or had, and that the database has room for."""
+    return f"{socket.gethostname()[:_HOST_CHARACTERS]}-{os.getpid()}-{secrets.token_hex(4)}"
+
 
 class Operation:
     """One worker's side of it.
@@ -57,7 +64,7 @@ class Operation:
         except StateAwayError as error:
             log.error("%s. Requests are answered; rollouts and labels wait until it does", error)
         evidence = EvidenceStore(self._database)
-        worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        worker = worker_name()
         ages = Ages(settings.feedback_age_s, settings.history_age_s)
         conducting = Conducting(self._database, catalog, worker, self._is_loaded, ages)
         self._conductor = Conductor(conducting, evidence, core.metrics)
@@ -74,10 +81,13 @@ class Operation:
         self._changes.close_on_signals()
         await self._conductor.start()
 
-    async def tick(self) -> None:
-        """What is done twice a second: keys are followed as they are made or revoked, and traffic sampled."""
-        self._core.metrics.state_up.labels(self._database.kind).set(self._conductor.state == "ok")
+    async def follow_keys(self) -> None:
+        """Learns which keys were made or revoked; called twice a second."""
         await self._desk.follower.follow()
+
+    async def sample(self) -> None:
+        """Notes what was served, and whether the database answers; called twice a second."""
+        self._core.metrics.state_up.labels(self._database.kind).set(self._conductor.state == "ok")
         await asyncio.to_thread(self._desk.sampler.sample)
 
     async def stop(self) -> None:

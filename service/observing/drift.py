@@ -96,10 +96,10 @@ class _Watched:
         self, version: str, expected: Iterable[Distribution], found: dict[str, Summary], rows: int
     ) -> None:
         for distribution in expected:
-            if len(found[distribution.signal][0]):
+            summary = found.get(distribution.signal)  # rows of one value have no mean, and no spread
+            if summary is not None and len(summary[0]):
                 key = (version, distribution.signal)
-                window = self.windows.setdefault(key, _Window(distribution))
-                window.add(found[distribution.signal], rows)
+                self.windows.setdefault(key, _Window(distribution)).add(summary, rows)
 
     def largest(self, measure: Callable[[_Window], float | None]) -> dict[str, float]:
         """By signal, the largest of all variants that have enough rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,16 +11,19 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from compression.signature import Array
+from compression.signature import Array, Signature, TensorSpec
 from service.metrics import Metrics
 from service.observing.drift import Drift
 from tests.service.observing.outcomes import outcome
+from variants import document
 from variants.assessment import verify_artifacts
 from variants.card import Card
 from variants.catalog import DISTRIBUTIONS_FILE, SAMPLES_FILE, VALIDATION_FILE, Catalog, StoredVariant
+from variants.distributions import Distributions, distributions, of_inputs
 from variants.host import this_host
 from variants.runtime import Session, open_session, reference_runtime
 from variants.samples import read_split
+from variants.serving_spec import ServingSpec
 from variants.store import CatalogError
 
 ALERT = 0.2  # deploy/prometheus/alerts.yml
@@ -145,6 +149,24 @@ def test_no_more_rows_a_second_than_allowed_are_looked_at(digits: Catalog, metri
     drift = watching(digits, metrics, rows_per_s=0.25)  # a request a second comes
     Traffic(digits, drift).send(rows_of(digits, VALIDATION_FILE)[:40])
     assert metrics.drift_rows.labels("digits")._value.get() == pytest.approx(10, rel=0.05)
+
+
+def test_a_request_of_one_value_per_row_has_fewer_signals_and_does_no_harm(
+    metrics: Metrics, tmp_path: Path
+) -> None:
+    axes = Signature((TensorSpec("x", "float32", ("batch", "n")),), (TensorSpec("y", "float32", ("batch",)),))
+    spec = ServingSpec("m", axes, "mse", "fp32", ())
+    rows = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
+    known = Distributions("0", distributions(of_inputs(spec, {"x": rows}, {}), len(rows)))
+    document.write(tmp_path / DISTRIBUTIONS_FILE, known)
+    drift = Drift(lambda model, name: tmp_path / name, metrics, 1.0, 1e9, lambda: 0.0)
+    model, variant = SimpleNamespace(name="m", card=Card(spec)), SimpleNamespace(version="fp32@0")
+    for number, part in enumerate([*rows, *rows[:, :1]]):
+        request = SimpleNamespace(rows=1, inputs={"x": part[None]})
+        facts: dict[str, Any] = {"arrived": float(number), "request": request, "outputs": {"y": part[:1]}}
+        drift.served(outcome(**facts, model=model, variant=variant))
+    drift.evaluate(drift.take())
+    assert scores(metrics).keys() == {"input:x", "input:x:mean", "input:x:spread"}
 
 
 def test_a_share_of_the_requests_is_looked_at(digits: Catalog, metrics: Metrics) -> None:
