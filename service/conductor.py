@@ -116,7 +116,10 @@ class Conductor:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        is_behind = self._pending is not None
         await self._turn()
+        if is_behind and self._away_since is None:  # it wrote what had waited; now what was seen since
+            await self._turn()
         if self._away_since is None:
             with suppress(StateAwayError):  # the lease expires by itself
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._conducting.end)

@@ -14,8 +14,8 @@ from alembic.config import Config
 from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from filelock import FileLock
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from variants.home import mipgate_home
@@ -33,6 +33,8 @@ _POSTGRES = {
     "options": "-c statement_timeout=5s -c lock_timeout=3s -c idle_in_transaction_session_timeout=2s",
 }
 _PATIENT = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+# SQLSTATEs: no connection; a transaction that may not write, or was ended for idling; an operator's doing.
+_LOST = ("08", "25", "57P")
 _REMEDY = "Use sqlite:////path/to/file or postgresql://user@host/name."
 
 
@@ -151,7 +153,7 @@ def _told() -> Iterator[None]:
     """Tells a database that is away from a mistake of ours."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except (OperationalError, InterfaceError, InternalError) as error:
         raise StateAwayError(f"the database does not answer: {str(error.orig).strip()}") from error
     except PoolTimeoutError as error:
         raise StateAwayError("the database does not answer: no connection became free") from error
@@ -164,13 +166,7 @@ def _engine(text_url: str) -> Engine:
             return _sqlite(url)
         if url.get_backend_name() == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
-            return create_engine(
-                url,
-                connect_args=_POSTGRES,
-                pool_pre_ping=True,
-                pool_timeout=_POOL_TIMEOUT_S,
-                json_serializer=_to_json,
-            )
+            return _postgresql(url)
     except ArgumentError as error:
         raise StateUrlError(f"MIPGATE_STATE is no URL of a database. {_REMEDY}") from error
     except ImportError as error:
@@ -181,6 +177,24 @@ def _engine(text_url: str) -> Engine:
 def _to_json(document: object) -> str:
     """JSON that every database takes: a number that is none becomes null."""
     return orjson.dumps(document).decode()
+
+
+def _postgresql(url: URL) -> Engine:
+    engine = create_engine(
+        url,
+        connect_args=_POSTGRES,
+        pool_pre_ping=True,
+        pool_timeout=_POOL_TIMEOUT_S,
+        json_serializer=_to_json,
+    )
+
+    @event.listens_for(engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        # After a failover the old server may answer still, and refuse to write: connections are made anew.
+        if (getattr(context.original_exception, "sqlstate", None) or "").startswith(_LOST):
+            context.is_disconnect = True
+
+    return engine
 
 
 def _sqlite(url: URL) -> Engine:

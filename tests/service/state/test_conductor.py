@@ -126,6 +126,30 @@ def test_what_was_counted_arrives_also_when_the_worker_stops_at_once(
     assert "primary" not in seen
 
 
+def test_what_came_after_a_batch_that_waits_arrives_too_when_the_worker_stops(
+    outage: Outage,
+    play: Callable[[Scenario], None],
+    store: RolloutStore,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.conductor.TICK_S", 60.0)  # no turn but those asked for
+    start(store, phase=Phase.WAITING, paused=1.0)
+
+    async def scenario(conductor: Conductor) -> None:
+        await asyncio.to_thread(outage.begin)
+        try:
+            conductor.tally("r1", "candidate").answered(0.002)
+            conductor.hurry()
+            await until(lambda: conductor.state == "away")
+            conductor.tally("r1", "candidate").answered(0.002)
+        finally:
+            await asyncio.to_thread(outage.end)
+
+    play(scenario)
+    assert EvidenceStore(database).read("r1")["candidate"].requests == 2
+
+
 def test_a_label_finds_an_answer_that_was_given_just_now(
     play: Callable[[Scenario], None], store: RolloutStore
 ) -> None:

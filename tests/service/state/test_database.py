@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import IntegrityError
 
-from service.state.database import Database, StateNewerError, StateUrlError
+from service.state.database import Database, StateAwayError, StateNewerError, StateUrlError
 from service.state.tables import metadata
 from tests.conftest import ROOT
+from tests.service.state.conftest import Postgres
 
 SCRIPTS = Config()
 SCRIPTS.set_main_option("script_location", "service.state:migrations")
@@ -69,6 +72,46 @@ def test_a_transaction_that_raises_leaves_nothing(database: Database) -> None:
         _ = 1 / 0
     with database.reading() as connection:
         assert not connection.scalar(text("SELECT count(*) FROM leases"))
+
+
+@pytest.mark.parametrize(
+    ("beginning", "statement"),
+    [
+        ("SET TRANSACTION READ ONLY", "DELETE FROM leases"),  # as on a server that was failed over from
+        ("SET idle_in_transaction_session_timeout = '20ms'; SELECT pg_sleep(0)", "SELECT 1"),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", "SELECT 1"),
+    ],
+    ids=["read only", "idle", "terminated"],
+)
+def test_a_server_that_refuses_is_away_and_is_connected_to_anew(
+    postgres: Postgres, beginning: str, statement: str
+) -> None:
+    process = text("SELECT pg_backend_pid()")
+    with closing(Database(postgres.create())) as database:
+        database.migrate()
+        with database.reading() as connection:
+            before = connection.scalar(process)
+
+        def write() -> None:
+            with database.writing() as connection:
+                assert connection.scalar(process) == before
+                connection.exec_driver_sql(beginning)
+                time.sleep(0.1)
+                connection.execute(text(statement))
+
+        with pytest.raises(StateAwayError, match="the database does not answer"):
+            write()
+        with database.writing() as connection:
+            assert connection.scalar(process) != before
+            connection.execute(text("DELETE FROM leases"))
+
+
+def test_a_mistake_of_ours_is_none_of_the_database(database: Database) -> None:
+    row = text("INSERT INTO leases VALUES ('a', 'w1', 1, 0)")
+    with database.writing() as connection:
+        connection.execute(row)
+    with pytest.raises(IntegrityError), database.writing() as connection:
+        connection.execute(row)
 
 
 def test_the_default_is_a_file_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
