@@ -148,6 +148,12 @@ def test_a_damaged_artifact_is_refused_and_the_others_serve(homes: Homes) -> Non
             assert gateway.infer(ZEROS, tier=tier, **PATIENT).json()["parameters"]["variant"] != "int8-static"
         assert 'state="refused",variant="int8-static"} 1.0' in _metrics(gateway)
         assert f"{entry.id} is refused" in gateway.log.read_text()
+        command = [MIPGATE, "build", "digits", "--recipe", "int8-static", "--quiet"]
+        subprocess.run(command, env=homes.environment, check=True, capture_output=True)
+        end = time.monotonic() + 30
+        while gateway.infer(ZEROS, "int8-static", **PATIENT).status_code != 200:
+            assert time.monotonic() < end, "what was built anew is not served"
+            time.sleep(0.2)
 
 
 def test_serving_an_empty_store_says_which_command_to_run(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ _FASTER = 30
 _WORKERS = 2
 _CALM_SHARE = 0.4
 _BACK_WITHIN_S = 60.0
+_NARROWEST = 140
 _WORKER = "_bentoml_impl.worker.service"
 
 
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--prometheus", type=Path, required=True, help="the program `prometheus`")
     given = parser.parse_args()
     console = Console()
+    console.width = max(console.width, _NARROWEST)
     with tempfile.TemporaryDirectory(prefix="mipgate-drill-") as name:
         folder = Path(name)
         store = folder / "bentoml"
