@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import urlsafe_b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,14 @@ PATIENT = {"max_latency_ms": 30_000.0}
 _CALLERS = 24  # per client; every other request is of nobody in particular
 _ANSWERS_PER_CONNECTION = 10  # so that every worker is met
 _PAUSE_S = 0.004
+_DIGEST_BYTES = 12  # before the facts in an id that carries them
+
+
+def worker_of(request_id: str) -> str:
+    """The worker that made an id, also one that carries its answer behind a digest."""
+    if request_id.startswith("s."):
+        request_id = json.loads(urlsafe_b64decode(request_id[2:])[_DIGEST_BYTES:])[0]
+    return request_id.partition("-")[0]
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -180,8 +189,7 @@ class Traffic:
             return
         document = response.json()
         arm, variant = document["parameters"].get("arm"), document["parameters"]["variant"]
-        worker = document["id"].partition("-")[0]
-        self.answers.append(Answer(sent, 200, caller, arm, variant, worker))
+        self.answers.append(Answer(sent, 200, caller, arm, variant, worker_of(document["id"])))
         assert np.isfinite(document["outputs"][0]["data"]).all()
         if arm and row % 3 == 0:
             label = {"request_id": document["id"], "label": int(self._labels[row])}
