@@ -14,9 +14,9 @@ def test_a_canary_is_started_and_aborted(visit: Open, api: httpx.Client) -> None
     page = visit().page
     page.get_by_role("button", name="Start a rollout").click()
     dialog = page.get_by_role("dialog")
-    candidate = dialog.get_by_label("Candidate", exact=True)
-    option = candidate.locator("option", has_text="int8-static").get_attribute("value")
-    candidate.select_option(option)
+    for label, recipe in (("Primary", "fp32"), ("Candidate", "int8-static")):
+        field = dialog.get_by_label(label, exact=True)
+        field.select_option(field.locator("option", has_text=recipe).get_attribute("value"))
     dialog.get_by_label("Steps, percent").fill("10, 100")
     dialog.get_by_label("Each step at least, seconds").fill("600")
     dialog.get_by_role("button", name="Start").click()

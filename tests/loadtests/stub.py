@@ -68,12 +68,16 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # who has to wait is not turned away
+
+
 @contextmanager
 def stub_gateway(**attributes: object) -> Iterator[str]:
     """Serves on a free port; gives the base address."""
     handler = type("ChangedHandler", (Handler,), attributes)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:

@@ -30,6 +30,8 @@ SOON_S = 60.0
 FINAL = ("succeeded", "failed", "inconclusive")
 # These tests are about rollouts, not about deadlines: a busy machine must not fail them.
 PATIENT = {"max_latency_ms": 30_000.0}
+# Which variant serves a tier differs from machine to machine, so both are named.
+ARMS = {"primary": "fp32", "candidate": "int8-static"}
 _CALLERS = 24  # per client; every other request is of nobody in particular
 _ANSWERS_PER_CONNECTION = 10  # so that every worker is met
 _PAUSE_S = 0.004

@@ -12,7 +12,7 @@ from service.rollout.assignment import position
 from service.rollout.rollout import Arm, Kind, Rollout
 from tests.conftest import Homes
 from tests.gateway import Gateway, running
-from tests.rollouts.conftest import Operator, assert_complete, logged, traffic, wait_for
+from tests.rollouts.conftest import ARMS, Operator, assert_complete, logged, traffic, wait_for
 from tests.service.state.conftest import Outage
 
 GUARDS = ["errors<=20%,n=20"]
@@ -36,9 +36,8 @@ def test_a_worker_that_is_killed_midway_costs_the_rollout_nothing(homes: Homes) 
     with running(homes, workers=2) as gateway, traffic(gateway, clients=4) as asking:
         operator = Operator(gateway)
         rollout = operator.started(
-            kind="canary", candidate="int8-static", steps=[30, 60, 100], step_duration_s=2, guards=GUARDS,
-            failure_budget=0.5,
-        )  # fmt: skip
+            kind="canary", steps=[30, 60, 100], step_duration_s=2, guards=GUARDS, failure_budget=0.5, **ARMS
+        )
         wait_for(lambda: asking.of("candidate"))
         (victim, token), *_ = reversed(holders(gateway))
         next(worker for worker in gateway.workers() if worker.pid == victim).send_signal(signal.SIGKILL)
@@ -80,7 +79,7 @@ def test_while_the_database_is_away_the_rollout_stays_and_requests_go_on(
     with running(homes, MIPGATE_STATE=outage.url) as gateway, traffic(gateway) as asking:
         operator = Operator(gateway)
         rollout = operator.started(
-            kind="canary", candidate="int8-static", steps=[20, 40, 60, 100], step_duration_s=2, guards=GUARDS
+            kind="canary", steps=[20, 40, 60, 100], step_duration_s=2, guards=GUARDS, **ARMS
         )
         wait_for(lambda: asking.of("candidate"))
         assert is_up(gateway)

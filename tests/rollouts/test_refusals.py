@@ -11,13 +11,14 @@ import pytest
 
 from tests.conftest import Homes
 from tests.gateway import Gateway, request, running
-from tests.rollouts.conftest import PATIENT, Operator, wait_for
+from tests.rollouts.conftest import ARMS, PATIENT, Operator, wait_for
 from variants.catalog import Catalog
 from variants.home import mipgate_home
 
 ROW = np.zeros(64, np.float32)
-CANARY = {"kind": "canary", "candidate": "int8-static", "guards": ["errors<=1%"]}
-AB = {"kind": "ab", "candidate": "int8-static"}
+CANARY = ARMS | {"kind": "canary", "guards": ["errors<=1%"]}
+AB = ARMS | {"kind": "ab"}
+BANDIT = ARMS | {"kind": "bandit"}
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,8 @@ def label(gateway: Gateway, body: Any) -> httpx.Response:
         (CANARY | {"tier": "slow"}, ["tier", '"slow"', "balanced"]),
         (CANARY | {"kind": "rainbow"}, ["kind"]),
         (CANARY | {"candidates": "fp16"}, ["candidates"]),
-        ({"kind": "bandit", "candidate": "fp16"}, ["reward"]),
-        ({"kind": "bandit", "candidate": "fp16", "reward": "fame"}, ["reward", "fame"]),
+        (BANDIT, ["reward"]),
+        (BANDIT | {"reward": "fame"}, ["reward", "fame"]),
         ([], ["body"]),
     ],
 )
@@ -150,7 +151,7 @@ def test_a_sticky_key_that_is_none_is_refused(gateway: Gateway, key: Any) -> Non
 
 
 def test_a_tiers_rollout_is_for_its_tier_alone(gateway: Gateway, operator: Operator) -> None:
-    rollout = operator.started(**AB, tier="accurate", primary="fp32")
+    rollout = operator.started(**AB, tier="accurate")
     operator.wait_for(rollout, "progressing")
 
     def arms(tier: str) -> set[str | None]:

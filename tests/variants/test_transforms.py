@@ -102,7 +102,7 @@ def test_one_long_text_among_many_short_ones_fills_no_memory(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("variants.transform.MAX_TENSOR_BYTES", 1000)
-    with pytest.raises(TransformError, match=r"become 2688 bytes .* Send fewer rows at a time"):
+    with pytest.raises(TransformError, match=r"become 1024 bytes .* Send fewer rows at a time"):
         text(files).before.run(values("buy " * 40, *[""] * 3))
     assert MAX_TENSOR_BYTES > 1000
 

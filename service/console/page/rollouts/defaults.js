@@ -24,6 +24,7 @@ export function body(kind, values) {
   return {
     kind,
     candidate: several ? values.candidates : values.candidates[0],
+    ...(values.primary && { primary: values.primary }),
     ...(values.tier && { tier: values.tier }),
     ...(kind === "canary" && { steps: values.steps.split(/[\s,%]+/).filter(Boolean).map(Number) }),
     ...(kind === "ab" && { weight: Number(values.weight) }),

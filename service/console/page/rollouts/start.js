@@ -7,7 +7,7 @@ import { body, guardsFor, KINDS } from "./defaults.js";
 import { GuardFields } from "./guard_fields.js";
 
 const FIRST = {
-  tier: "", steps: "5, 25, 50, 100", weight: "50", fraction: "10", reward: "in_time",
+  primary: "", tier: "", steps: "5, 25, 50, 100", weight: "50", fraction: "10", reward: "in_time",
   stepDuration: "60", failure: "keep", minutes: "60",
 };
 
@@ -52,13 +52,18 @@ export function StartForm({ model, variants, onClose }) {
         </fieldset>
         <p class="hint">${KINDS[kind][1]}</p>
         <div class="pair">
-          <${Candidates} able=${able} chosen=${values.candidates} several=${allowsSeveral} onChange=${(c) => refill(kind, c)} />
-          <${Field} id="tier" label="Requests">
-            <select id="tier" value=${values.tier} onChange=${typed("tier")}>
-              <option value="">of all tiers</option>
-              ${Object.keys(model.tiers).map((t) => html`<option value=${t}>of tier ${t}</option>`)}
+          <${Field} id="primary" label="Primary">
+            <select id="primary" value=${values.primary} onChange=${typed("primary")}>
+              <option value="">what the router chooses</option>
+              ${able.map((v) => html`<${VariantOption} variant=${v} />`)}
             </select><//>
+          <${Candidates} able=${able} chosen=${values.candidates} several=${allowsSeveral} onChange=${(c) => refill(kind, c)} />
         </div>
+        <${Field} id="tier" label="Requests">
+          <select id="tier" value=${values.tier} onChange=${typed("tier")}>
+            <option value="">of all tiers</option>
+            ${Object.keys(model.tiers).map((t) => html`<option value=${t}>of tier ${t}</option>`)}
+          </select><//>
         <${Shape} kind=${kind} values=${values} typed=${typed} />
         <${GuardFields} guards=${values.guards} onChange=${editGuards} />
         <div class="pair">
@@ -79,6 +84,10 @@ export function StartForm({ model, variants, onClose }) {
   `;
 }
 
+function VariantOption({ variant }) {
+  return html`<option value=${variant.version}>${variant.name} (${variant.life}, ${variant.build.slice(0, 8)})</option>`;
+}
+
 const isCandidate = (variant) => variant.life === "candidate";
 
 // A candidate if there is one, else the fastest that no tier is served by already.
@@ -93,7 +102,7 @@ function Candidates({ able, chosen, several, onChange }) {
     return html`
       <${Field} id="candidate" label="Candidate">
         <select id="candidate" value=${chosen[0]} onChange=${(event) => onChange([event.target.value])}>
-          ${able.map((v) => html`<option value=${v.version}>${v.name} (${v.life}, ${v.build.slice(0, 8)})</option>`)}
+          ${able.map((v) => html`<${VariantOption} variant=${v} />`)}
         </select><//>`;
   }
   const toggle = (version) => onChange(chosen.includes(version) ? chosen.filter((v) => v !== version) : [...chosen, version]);
