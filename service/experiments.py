@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -34,6 +35,7 @@ log = logging.getLogger("mipgate.experiments")
 # A copy may wait long for an idle moment; then it is given up.
 _COPY_PATIENCE_S = 5.0
 _MOST_COPIES = 32  # that wait at the same time
+_MOST_PARTS = 1024  # that are remembered: floors are the callers' own
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Experiments:
         self._next_copy = 0.0
         self._draw = draw
         self._copies: set[asyncio.Task[None]] = set()
+        self._parts: dict[tuple[str, str, float, str], tuple[Rollout, LoadedModel, Part | None]] = {}
 
     def part(
         self, model: LoadedModel, slo: Slo, parameters: Mapping[str, Any], usual: LoadedVariant
@@ -104,7 +107,21 @@ class Experiments:
             return None
         key = parameters.get("sticky_key")
         arm = assign(rollout, self._draw() if key is None else key, slo.tier.name)
-        if arm is None or not _are_told_apart(rollout, model, slo.floor, usual):
+        if arm is None:
+            return None
+        # It is the same part for many requests, until the rollout or the model changes.
+        place = rollout.id, arm.name, slo.floor, usual.version
+        known = self._parts.get(place)
+        if known is None or known[0] is not rollout or known[1] is not model:
+            if len(self._parts) >= _MOST_PARTS:
+                self._parts.clear()
+            known = self._parts[place] = rollout, model, self._part_of(rollout, arm, model, slo.floor, usual)
+        return known[2]
+
+    def _part_of(
+        self, rollout: Rollout, arm: Arm, model: LoadedModel, floor: float, usual: LoadedVariant
+    ) -> Part | None:
+        if not _are_told_apart(rollout, model, floor, usual):
             return None
         is_usual = arm.name == PRIMARY and not rollout.keeps_primary
         variant = usual if is_usual else model.variants[arm.variant]
@@ -239,7 +256,13 @@ class Experiments:
 
 def is_finite(done: Completed) -> bool:
     """Whether all numbers of an answer are."""
-    return all([o.dtype.kind != "f" or bool(np.isfinite(o).all()) for o in done.outputs])
+    # Squares add up to a finite number only where all are; where they overflow, each is looked at.
+    return all(
+        [
+            output.dtype.kind != "f" or isfinite(np.vdot(output, output)) or bool(np.isfinite(output).all())
+            for output in done.outputs
+        ]
+    )
 
 
 def _are_told_apart(rollout: Rollout, model: LoadedModel, floor: float, usual: LoadedVariant) -> bool:

@@ -189,7 +189,7 @@ class Inference:
         try:
             if not candidate.breaker.allows(now):
                 raise InferenceError(f"the circuit of {candidate.key} is open.")
-            if now + self._router.completion_ms(candidate, slo, request, deadline) / 1e3 > deadline:
+            if not self._router.is_in_time(candidate, slo, request, deadline, now):
                 raise UnavailableError(f"{candidate.key} would be late.")
             candidate.breaker.asked(now)
             done = await self._run(course, candidate, deadline)

@@ -186,6 +186,11 @@ class Backlog(Generic[T]):
         """Predicted time of all that waits."""
         return sum(queue.work_ms() for queue in self.queues.values())
 
+    @property
+    def is_pressing(self) -> bool:
+        """Whether anything but copies waits."""
+        return any([queue.priority is not Priority.SHADOW for queue in self.queues.values()])
+
     def next_batch(self, now: float) -> tuple[Executable, Priority, list[Job[T]]] | None:
         """Takes the most urgent batch out; requests that expired or were abandoned may be in it."""
         if not self.queues:

@@ -128,7 +128,17 @@ class Router:
         except ServiceError:
             raise error from None
 
-    def completion_ms(
+    def is_in_time(
+        self, variant: LoadedVariant, slo: Slo, request: InferRequest, deadline: float, now: float
+    ) -> bool:
+        """Whether a variant's answer would be there by a deadline."""
+        time_left_ms = (deadline - now) * 1e3
+        return (
+            self._is_unhurried(variant, variant.predict_ms(request.rows), time_left_ms)
+            or self._completion_ms(variant, slo, request, deadline) <= time_left_ms
+        )
+
+    def _completion_ms(
         self, variant: LoadedVariant, slo: Slo, request: InferRequest, deadline: float
     ) -> float:
         """Time, on the safe side, until a variant's answer would be there."""
@@ -171,7 +181,7 @@ class Router:
         variants = model.variants
 
         def completion_ms(candidate: Candidate) -> float:
-            return self.completion_ms(variants[candidate.version], slo, request, deadline)
+            return self._completion_ms(variants[candidate.version], slo, request, deadline)
 
         return Load(
             (deadline - now) * 1e3, completion_ms, self._scheduler.wait_ms(), lowered, self._demand.is_scarce

@@ -217,21 +217,33 @@ class Scheduler:
             loop.call_soon(self._dispatch, loop)
 
     def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs the most urgent batch, then gives the loop a turn."""
+        """Runs the most urgent batches: tiny ones until they are no longer tiny together, or one heavy one.
+
+        Those who were answered by one tiny batch would ask again one by one beside the next: batches would
+        shrink from turn to turn.
+        """
         self._dispatch_planned = False
-        if self._busy_until is not None:
-            return
-        batch = self._next_batch()
-        if batch is None:
-            return
-        variant, jobs, rows = batch
-        started = self._clock()
-        if self.is_inline(variant, rows):
-            ran = _run(variant, jobs, self._clock)
-            self._finish(variant, jobs, rows, started, ran)
-            if self._backlog.queues:
+        turn_ends = self._clock() + self._limits.inline_ms / 1e3
+        while self._busy_until is None and (batch := self._next_batch()) is not None:
+            if not self._run_inline(*batch):
+                self._run_beside(loop, *batch)
+            elif self._backlog.queues and (self._clock() > turn_ends or not self._backlog.is_pressing):
                 self._plan_dispatch(loop)
-            return
+                return
+
+    def _run_inline(self, variant: Executable, jobs: list[Job[Completed]], rows: int) -> bool:
+        """Runs a tiny batch on the loop; returns whether it was tiny."""
+        if not self.is_inline(variant, rows):
+            return False
+        started = self._clock()
+        self._finish(variant, jobs, rows, started, _run(variant, jobs, self._clock))
+        return True
+
+    def _run_beside(
+        self, loop: asyncio.AbstractEventLoop, variant: Executable, jobs: list[Job[Completed]], rows: int
+    ) -> None:
+        """Runs a heavy batch in the executor, then what waits."""
+        started = self._clock()
         self._busy_until = started + variant.predict_ms(rows) / 1e3
         self._running = variant, jobs
         running = loop.run_in_executor(self._executor, _run, variant, jobs, self._clock)

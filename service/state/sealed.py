@@ -54,13 +54,13 @@ class Seal:
     """
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+        self._keyed = blake2b(key=secret, digest_size=_DIGEST_BYTES)
 
     def close(self, answer: Served) -> str | None:
         """The id of an answer whose `request` is unique, or None where it would be too long."""
         facts = orjson.dumps(
             (answer.request, answer.model, answer.variant, answer.tier, answer.rollout, answer.arm,
-             answer.prediction, round(answer.at, 3))
+             answer.prediction, int(answer.at * 1e3))
         )  # fmt: skip
         if (_DIGEST_BYTES + len(facts)) * 4 // 3 + 3 + len(_MARK) > MAX_ID_LENGTH:
             return None
@@ -78,10 +78,13 @@ class Seal:
         # Of the ways to write the same bytes in base64 only ours counts, or a label would count twice.
         if not compare_digest(digest, self._digest(facts)) or request != self._written(content):
             return None
-        return Served(request, *orjson.loads(facts)[1:])
+        _, *named, at_ms = orjson.loads(facts)
+        return Served(request, *named, at_ms / 1e3)
 
     def _written(self, content: bytes) -> str:
         return _MARK + urlsafe_b64encode(content).decode()
 
     def _digest(self, facts: bytes) -> bytes:
-        return blake2b(facts, key=self._secret, digest_size=_DIGEST_BYTES).digest()
+        digest = self._keyed.copy()
+        digest.update(facts)
+        return digest.digest()

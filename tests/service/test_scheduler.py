@@ -668,6 +668,35 @@ def test_light_batches_run_on_the_loop_and_heavy_ones_in_one_executor_thread() -
     on_loop(scenario)
 
 
+@pytest.mark.parametrize(("takes_s", "shared"), [(0.0, True), (0.002, False)])
+def test_tiny_batches_of_several_variants_share_a_turn_as_long_as_they_are_tiny_together(
+    takes_s: float, shared: bool
+) -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        with closing(Scheduler(LIMITS, clock=clock)) as scheduler:
+            variants = [Doubling(f"m/{n}", base_ms=0.1) for n in range(3)]
+
+            def answer(x: Array) -> list[Any]:
+                clock.now += takes_s
+                return [2 * x]
+
+            for variant in variants:
+                variant.answer = answer
+            *requests, copy = [
+                scheduler.submit(variant, rows(1), 1, clock.now + NEVER_S, priority)
+                for variant, priority in zip(
+                    variants, (Priority.INTERACTIVE, Priority.BATCH, Priority.SHADOW), strict=True
+                )
+            ]
+            await requests[0]
+            assert bool(variants[1].batches) is shared
+            assert not variants[2].batches  # a copy lets the answers go first
+            await settle(*requests, copy)
+
+    on_loop(scenario)
+
+
 def test_two_models_never_run_at_the_same_time() -> None:
     async def scenario() -> None:
         one, other = heavy("one"), Doubling("other")
