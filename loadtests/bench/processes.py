@@ -102,11 +102,21 @@ class Server:
 
     def memory(self) -> Memory:
         """What it holds in memory now."""
-        sizes = [0]
+        sizes = self._sizes().values()
+        return Memory(sum(sizes), max(sizes, default=0))
+
+    def serving_pid(self) -> int:
+        """The process that serves: the largest."""
+        sizes = self._sizes()
+        return max(sizes, key=sizes.__getitem__, default=self._process.pid)
+
+    def _sizes(self) -> dict[int, int]:
+        """Resident bytes by process."""
+        sizes = {}
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                sizes.append(process.memory_info().rss)
-        return Memory(sum(sizes), max(sizes))
+                sizes[process.pid] = process.memory_info().rss
+        return sizes
 
     def _processes(self) -> list[psutil.Process]:
         try:

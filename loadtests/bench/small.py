@@ -12,6 +12,7 @@ from loadtests.bench.arithmetic import Sample
 from loadtests.bench.checking import check
 from loadtests.bench.idle import added_latency
 from loadtests.bench.processes import Peer, Server, ask
+from loadtests.bench.profile import ProfileError, profile
 from loadtests.bench.requests import Request, Wire, v2_binary, v2_json
 from loadtests.bench.rollout import RolloutError, ab_rollout
 from loadtests.bench.servers import (
@@ -98,6 +99,7 @@ def _measure_all(
         ],
         "lacks": {name: dict(server.peer.lacks) for name, server in stage.servers.items()},
         "idle": _idle(contenders, subject, stage),
+        "profiles": _profiles(contenders, settings),
         "servers": {name: _describe(server) for name, server in stage.servers.items()},
         "holes": stage.holes,
         "rollout_hole": stage.rollout_hole,
@@ -195,6 +197,19 @@ def _idle(contenders: dict[str, dict[str, Contender]], subject: Subject, stage: 
                 stage.servers[GATEWAY].port, request, lambda: session.run(row), _IDLE_CALLS
             )
     return measured
+
+
+def _profiles(contenders: dict[str, dict[str, Contender]], settings: Settings) -> dict[str, Any]:
+    """Per wire: where the gateway's processor time goes, or why nobody knows."""
+    found: dict[str, Any] = {}
+    for wire, named in contenders.items():
+        if GATEWAY in named:
+            settings.progress(f"small: profile of {wire}")
+            try:
+                found[wire] = {"shares": profile(named[GATEWAY], settings.seconds), "hole": ""}
+            except ProfileError as error:
+                found[wire] = {"shares": {}, "hole": str(error)}
+    return found
 
 
 def _describe(server: Server) -> dict[str, Any]:

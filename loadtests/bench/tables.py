@@ -9,6 +9,7 @@ from typing import Any
 from loadtests.bench import overload, real, small
 from loadtests.bench.arithmetic import MIN_ROUNDS, Outcome, Round, Rounds, Spread, case, figures, ratios
 from loadtests.bench.figures import Figure, outcomes_of, rounds_of
+from loadtests.bench.profile import CONNECTIONS as PROFILED
 from loadtests.bench.servers import GATEWAY
 
 _BUSY = 0.1
@@ -60,7 +61,18 @@ def _small(part: Mapping[str, Any]) -> list[str]:
         for wire, at in idle
     ]
     lines += _table(("wire", "gateway ms", "direct call ms", "added ms"), rows)
-    return lines + _servers(part)
+    return lines + _profiles(part["profiles"]) + _servers(part)
+
+
+def _profiles(taken: Mapping[str, Any]) -> list[str]:
+    """Where the gateway's time goes, a column per wire."""
+    layers = dict.fromkeys(layer for each in taken.values() for layer in each["shares"])
+    rows = [
+        (layer, *(f"{each['shares'].get(layer, 0.0):.1%}" for each in taken.values())) for layer in layers
+    ]
+    holes = [f"{wire}: {each['hole']}" for wire, each in taken.items() if each["hole"]]
+    title = f"### Where {GATEWAY}'s processor time goes, {PROFILED} connections"
+    return [title, "", *_table(("layer", *taken), rows), *(line for hole in holes for line in (hole, ""))]
 
 
 def _holes_of(part: Mapping[str, Any], name: str) -> dict[str, str]:

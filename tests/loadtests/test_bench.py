@@ -11,6 +11,7 @@ from loadtests.bench.arithmetic import Sample, best, figures, ratios, why_void
 from loadtests.bench.arrivals import best_possible, due_times, mix
 from loadtests.bench.figures import figures as required
 from loadtests.bench.overload import judge
+from loadtests.bench.profile import ProfileError, attributed, by_layer
 from loadtests.bench.requests import Request
 from loadtests.bench.servers import ECHO, GATEWAY, MOSEC, PLAIN, TRITON
 from loadtests.bench.tables import markdown
@@ -90,6 +91,38 @@ def test_what_was_measured_is_paired_by_round(record):
     assert figure(record, "p99/p50 at half load")["measured"] == pytest.approx([1.2, 1.0, 1.1])
 
 
+def test_a_profile_may_stand_in_the_place_of_a_fast_binary_wire(record):
+    for cases in record["parts"]["small"]["rounds"]:
+        cases["binary, 16 connections"][GATEWAY] = dict(cases["json, 16 connections"][GATEWAY])
+    faster, told = figure(record, "binary over JSON"), figure(record, "or else")
+    assert (faster["verdict"], told["verdict"]) == ("does not apply", "reached")
+    assert told["measured"] == [85]
+    taken = record["parts"]["small"]["profiles"]
+    assert "| decoding requests, encoding answers | 40.0% | 25.0% |" in markdown(record, [])
+    taken["binary"]["shares"] |= {"other": 0.5, "the model: onnxruntime": 0.25}
+    assert figure(record, "binary over JSON")["verdict"] == "not reached"
+    assert figure(record, "or else")["verdict"] == "not reached"
+    taken["binary"] = {"shares": {}, "hole": "py-spy may not look"}
+    assert figure(record, "or else")["verdict"] == "void"
+    assert "binary: py-spy may not look" in markdown(record, [])
+
+
+def test_samples_belong_to_the_layer_they_end_in():
+    shares = by_layer(
+        [
+            "run (/lib/asyncio/runners.py:9);_infer (/x/service/inference.py:5);run (/onnxruntime/a.py:3) 6",
+            "run (/lib/asyncio/runners.py:9);_infer (/x/service/data_plane.py:5) 3",
+            "main (<string>:1) 1",
+        ]
+    )
+    assert list(shares.items()) == [
+        ("the model: onnxruntime", 0.6), ("a request's way through the gateway", 0.3), ("other", 0.1)
+    ]  # fmt: skip
+    assert attributed(shares) == pytest.approx(0.9)
+    with pytest.raises(ProfileError, match="nothing was sampled"):
+        by_layer([])
+
+
 def test_a_missing_peer_voids_what_is_held_against_it(record):
     for cases in record["parts"]["small"]["rounds"]:
         cases["json, 16 connections"][TRITON] = None
@@ -102,7 +135,7 @@ def test_a_missing_peer_voids_what_is_held_against_it(record):
 def test_a_missing_gateway_reaches_nothing(record):
     part = record["parts"]["small"]
     part["servers"].pop(GATEWAY)
-    part["idle"] = {}
+    part["idle"] = part["profiles"] = {}
     for cases in part["rounds"]:
         for each in cases.values():
             each.pop(GATEWAY, None)
