@@ -103,6 +103,13 @@ def _notes(desk: Desk, rollout: Rollout) -> list[str]:
             )
         elif desk.catalog.is_pinned:
             notes.append("this gateway serves a Bento: release the candidate where Bentos are made.")
+        served = [name for name, tier in tiers.items() if tier["serves"] == told["name"]]
+        if served and told["life"] == Life.RELEASED.value:
+            instead = f"{rollout.primary.variant} answers what it does not, until the rollout ends"
+            notes.append(
+                f"the router chooses {arm.variant} for {', '.join(served)} already: "
+                f"{instead if rollout.keeps_primary else 'these requests take no part'}."
+            )
         ratio = told["quality"]["validation"]["ratio"] if told["quality"] else 0.0
         above = [name for name, tier in tiers.items() if ratio < tier["min_quality_ratio"]]
         if above:
@@ -131,6 +138,7 @@ def _facts(desk: Desk, model: str) -> ModelFacts:
         card.spec.metric,
         SloReader(card.spec).default.tier.name,
         {tier: recipe and card.find(recipe).id.version for tier, recipe in serves.items()},
+        card.find(document["reference"]).id.version,
         variants,
         tuple(rollout for rollout in running if rollout.model == model),
         desk.takes_labels,

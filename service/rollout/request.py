@@ -34,7 +34,9 @@ class RolloutRequest(BaseModel):
         description="A recipe (its newest candidate build, else the released one) or `recipe@build`."
     )
     primary: Name | None = Field(
-        None, description="The variant that answers beside it; by default whatever the router chooses."
+        None,
+        description="The variant that answers beside it; by default whatever the router chooses, or the "
+        "reference where the router chooses the candidate.",
     )
     tier: Name | None = Field(None, description="Only requests of this tier take part.")
     weight: Percent | None = Field(None, description="A/B: percent of each candidate, by default equal.")
@@ -88,6 +90,7 @@ class ModelFacts:
         metric: Name of its metric.
         default_tier: The tier of a request that names none.
         primaries: By tier, the version that the router chooses on an idle gateway; None where nothing serves.
+        reference: The version that qualities are held against.
         variants: All builds, the newest first.
         rollouts: Those of the model that have not ended.
         feedback: Whether the gateway takes delayed labels.
@@ -97,9 +100,14 @@ class ModelFacts:
     metric: str
     default_tier: str
     primaries: Mapping[str, str | None]
+    reference: str
     variants: tuple[VariantFacts, ...]
     rollouts: tuple[Rollout, ...] = ()
     feedback: bool = True
+
+    def usual(self, tier: str | None) -> str | None:
+        """What the router chooses for requests of a tier, or of the default one."""
+        return self.primaries[tier or self.default_tier]
 
 
 def read_request(body: Any) -> RolloutRequest:
@@ -153,7 +161,7 @@ def begin(request: RolloutRequest, facts: ModelFacts, rollout_id: str, now: floa
         reward=request.reward or "",
         failure_budget=request.failure_budget,
         retire_failed=request.failure == "retire",
-        keeps_primary=request.primary is not None,
+        keeps_primary=request.primary is not None or versions[0] != facts.usual(request.tier),
         reason="waits until every worker has loaded all arms",
         updated=now,
     )
@@ -253,15 +261,17 @@ def _check_tier(request: RolloutRequest, facts: ModelFacts) -> None:
 
 
 def _versions(request: RolloutRequest, facts: ModelFacts) -> tuple[str, ...]:
+    candidates = [_resolve("candidate", name, facts, prefers="candidate") for name in request.candidates]
     if request.primary is not None:
         primary: str | None = _resolve("primary", request.primary, facts, prefers="released")
     else:
-        primary = facts.primaries[request.tier or facts.default_tier]
+        primary = facts.usual(request.tier)
+        if primary in candidates:
+            primary = facts.reference
     if primary is None:
         raise BadRequestError(
             f"primary: no variant of {facts.model} serves this tier. Release one, or name the primary."
         )
-    candidates = [_resolve("candidate", name, facts, prefers="candidate") for name in request.candidates]
     for place, version in enumerate(candidates):
         if version == primary:
             raise BadRequestError(

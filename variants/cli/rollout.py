@@ -56,7 +56,9 @@ def command() -> None:
 @click.option(
     "--candidate", "candidates", multiple=True, required=True, metavar="VARIANT", help="Repeatable for some."
 )
-@click.option("--primary", metavar="VARIANT", help="What answers beside it; else the router's choice.")
+@click.option(
+    "--primary", metavar="VARIANT", help="What answers beside it; else the router's choice, or the reference."
+)
 @click.option("--tier", help="Only requests of this tier take part.")
 @click.option("--weight", type=float, metavar="PERCENT", help="A/B: of each one.  [default: equal shares]")
 @click.option("--steps", type=_Percentages(), help="Canary: growing weights.  [default: 5,25,50,100]")
@@ -85,8 +87,8 @@ def start(
 
     A guard names a statistic, a threshold and, if wanted, confidence and samples.
 
-    Example: mipgate rollout start digits --kind canary --candidate int8-static --steps 5,25,50,100
-    --guard "agreement>=0.99@95%,n=500" --guard "p99<=1.2x" --guard "errors<=0.1%"
+    Example: mipgate rollout start digits --kind canary --primary fp32 --candidate int8-static
+    --steps 5,25,50,100 --guard "agreement>=0.99@95%,n=500" --guard "p99<=1.2x" --guard "errors<=0.1%"
     """
     gateway = Remote(url, key)
     body = {name: value for name, value in options.items() if value is not None}

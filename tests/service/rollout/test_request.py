@@ -17,6 +17,7 @@ FACTS = ModelFacts(
     metric="accuracy",
     default_tier="balanced",
     primaries={"balanced": FP32, "fast": INT8, "nightly": None},
+    reference=FP32,
     variants=(
         VariantFacts(RETRAINED, "candidate"),
         VariantFacts(INT8, "released"),
@@ -76,6 +77,14 @@ def test_a_recipe_is_its_newest_candidate_and_a_primary_its_release() -> None:
     new = started(AB | {"candidate": "int8-static", "primary": "fp32", "tier": "fast"})
     assert [arm.variant for arm in new.arms] == [FP32, INT8]
     assert started(AB | {"candidate": RETRAINED, "tier": "fast"}).primary.variant == INT8
+
+
+def test_what_the_router_chooses_already_is_held_against_the_reference() -> None:
+    new = started(CANARY | {"tier": "fast"})
+    assert [arm.variant for arm in new.arms] == [FP32, INT8]
+    assert new.keeps_primary
+    assert not started(CANARY).keeps_primary
+    assert started(CANARY | {"primary": "fp32"}).keeps_primary
 
 
 def test_copies_are_made_where_answers_are_compared_and_nowhere_else() -> None:
