@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -35,6 +36,7 @@ _WIRES = ("json", "binary")
 _SENT = 16
 _IDLE_CALLS = 400
 _HALF = 0.5
+_BEGINS_S, _POLL_S = 10.0, 0.05
 _ARM_HEADER = "x-mipgate-arm"
 
 
@@ -166,12 +168,24 @@ def _rollout(
     with routed.server.awake():
         try:
             with ab_rollout(routed.server, subject.model, _near(subject), KEY_HEADERS):
-                if _ARM_HEADER not in ask(routed.server.port, routed.requests[0])[2]:
-                    raise RolloutError("no answer names an arm while the rollout runs")
+                _await_arms(routed)
                 during = run()
         except RolloutError as error:
             stage.rollout_hole = str(error)
     return {ROUTED: before or run(), WITH_ROLLOUT: during}
+
+
+def _await_arms(routed: Contender) -> None:
+    """Waits until the rollout has begun on the worker that answers.
+
+    Raises:
+        RolloutError: It does not.
+    """
+    deadline = time.monotonic() + _BEGINS_S
+    while _ARM_HEADER not in ask(routed.server.port, routed.requests[0])[2]:
+        if time.monotonic() > deadline:
+            raise RolloutError("no answer names an arm while the rollout runs")
+        time.sleep(_POLL_S)
 
 
 def _near(subject: Subject) -> str:
