@@ -78,8 +78,8 @@ class Seal:
         # Of the ways to write the same bytes in base64 only ours counts, or a label would count twice.
         if not compare_digest(digest, self._digest(facts)) or request != self._written(content):
             return None
-        _, *named, at_ms = orjson.loads(facts)
-        return Served(request, *named, at_ms / 1e3)
+        _, model, variant, tier, rollout, arm, prediction, at_ms = orjson.loads(facts)
+        return Served(request, model, variant, tier, rollout, arm, prediction, at_ms / 1e3)
 
     def _written(self, content: bytes) -> str:
         return _MARK + urlsafe_b64encode(content).decode()
