@@ -100,7 +100,7 @@ class Database:
             StateAwayError: The database does not answer.
             StateNewerError: Its tables are those of a newer version.
         """
-        from service.state.migrations.upgrade import upgrade
+        from service.state.migrations.upgrade import UnknownRevisionError, upgrade
 
         with self._alone(), _told(), self._engine.execution_options(writes=True).connect() as connection:
             connection.detach()  # what is set for this connection does not go back to the others
@@ -112,7 +112,13 @@ class Database:
                     for limit in _PATIENT:
                         connection.execute(text(f"SET LOCAL {limit} = 0"))
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-                upgrade(connection)
+                try:
+                    upgrade(connection)
+                except UnknownRevisionError as error:
+                    raise StateNewerError(
+                        f"a newer Mipgate has changed this database: revision {error} is not known here. "
+                        "Start that version, or restore the backup of before."
+                    ) from error
 
     def close(self) -> None:
         """Closes every connection."""

@@ -8,16 +8,18 @@ from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from service.state.database import StateNewerError
-
 _SCRIPTS = "service.state:migrations"
+
+
+class UnknownRevisionError(Exception):
+    """The tables are of a revision that is not known here; the message is its name."""
 
 
 def upgrade(connection: Connection) -> None:
     """Brings the tables to this version, in the transaction that is open.
 
     Raises:
-        StateNewerError: They are those of a newer version.
+        UnknownRevisionError: They are those of a newer version.
     """
     scripts = Config()
     scripts.set_main_option("script_location", _SCRIPTS)
@@ -27,7 +29,4 @@ def upgrade(connection: Connection) -> None:
     except CommandError as error:
         if not isinstance(error.__cause__, ResolutionError):
             raise
-        raise StateNewerError(
-            f"a newer Mipgate has changed this database: revision {error.__cause__.argument} is not known "
-            "here. Start that version, or restore the backup of before."
-        ) from error
+        raise UnknownRevisionError(error.__cause__.argument) from error
