@@ -149,6 +149,7 @@ class Gateway:
         """Follows rollouts; writes metrics and follows the catalog and the keys, twice a second."""
         core, operation = self.bento_service.core, self.bento_service.operation
         await operation.start()
+        core.lag.start()
         fleet, depth = core.fleet, core.scheduler.depth
         self._ticking = Ticking(
             {
@@ -167,6 +168,7 @@ class Gateway:
         """Lets the running batch end."""
         await self._ticking.stop()
         core = self.bento_service.core
+        core.lag.stop()
         core.transforming.close()
         core.scheduler.close()
         await self.bento_service.operation.stop()

@@ -14,6 +14,7 @@ import numpy as np
 from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError, UncomputableError
 from service.experiments import Experiments, Part, is_finite
 from service.fleet import Fleet
+from service.lag import LoopLag
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, NO_VARIANT, Metrics
 from service.outcome import Listener, Outcome
@@ -70,6 +71,7 @@ class Inference:
         listeners: Told of every request that was routed.
         refusals: Told of every other: why, of which model and tier, and its id.
         experiments: The rollouts that requests take part in.
+        lag: How much earlier requests came than the loop says.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Inference:
         self.listeners: list[Listener] = []
         self.refusals: list[Callable[[ServiceError, str, str, str], None]] = []
         self.experiments: Experiments | None = None
+        self.lag = LoopLag()
         self._router = Router(scheduler)
         self._prefix = secrets.token_hex(6)
         self._last_id = 0

@@ -10,7 +10,7 @@ happen, not on the length of a queue.
 from __future__ import annotations
 
 import asyncio
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -90,6 +90,10 @@ class Job(Turn, Generic[T]):
     has_timer: bool = False
 
 
+def _due(turn: Turn) -> float:
+    return turn.deadline
+
+
 J = TypeVar("J", bound=Turn)
 
 
@@ -126,11 +130,20 @@ class Queue(Generic[J]):
 
     def work_ms(self, more_rows: int = 0) -> float:
         """Predicted time of all that waits here, and of so many rows more."""
-        rows, most = self.rows + more_rows, self.variant.max_batch_rows
+        return self._work_ms(self.rows + more_rows)
+
+    def _work_ms(self, rows: int) -> float:
+        most = self.variant.max_batch_rows
         if rows <= most:
             return self.variant.predict_ms(rows)
         full, rest = divmod(rows, most)
         return full * self.variant.predict_ms(most) + (self.variant.predict_ms(rest) if rest else 0.0)
+
+    def work_before_ms(self, deadline: float, rows: int) -> float:
+        """Predicted time of what surely runs here until a request of so many rows is done, it included."""
+        place = bisect_right(self.jobs, deadline, key=_due)
+        before = place if self.rows == len(self.jobs) else sum([job.rows for job in self.jobs[:place]])
+        return self._work_ms(before + rows)
 
     def fit(self, now: float, margin: float) -> tuple[int, int]:
         """Requests of the next batch, and their rows: the first, and what its deadline has room for.
@@ -237,6 +250,9 @@ class Backlog(Generic[T]):
         earliest = min(queue.head.deadline for queue in self.queues.values())
         if finish <= min(deadline, earliest):
             return finish  # in whatever order
+        at_least = free_at + (own.work_before_ms(deadline, rows) * margin / 1e3 if own else alone_s)
+        if at_least > deadline:
+            return at_least  # whatever the others do
         return self._play(key, variant, priority, Turn(deadline, inf, rows), free_at, alone_s)
 
     def _play(

@@ -235,16 +235,14 @@ def admit(slo: Slo, rows: int, pinned: Candidate, load: Load) -> None:
 
 def _soonest(floor: float, candidates: Iterable[Candidate], rows: int, load: Load) -> Candidate | None:
     """The one of lowest completion that is in time; of those that take as long, the best."""
+    eligible = [c for c in candidates if c.ratio >= floor]
+    if load.is_scarce:  # the loop's time is scarce too: no completion is worked out that decides nothing
+        cheapest = sorted(eligible, key=lambda c: c.predict_ms(_SCARCE_ROWS))
+        return next((c for c in cheapest if load.completion_ms(c) <= load.time_left_ms), None)
     # Lateness before ties: a better variant that would be late is no answer.
-    in_time = [
-        (completion, c)
-        for c in candidates
-        if c.ratio >= floor and (completion := load.completion_ms(c)) <= load.time_left_ms
-    ]
+    in_time = [(at, c) for c in eligible if (at := load.completion_ms(c)) <= load.time_left_ms]
     if len(in_time) < 2:
         return in_time[0][1] if in_time else None
-    if load.is_scarce:
-        return min([c for _, c in in_time], key=lambda c: c.predict_ms(_SCARCE_ROWS))
     first = min(in_time, key=lambda pair: pair[0])[1]
     limit = first.predict_ms(rows) * TIE
     return max([c for _, c in in_time if c.predict_ms(rows) <= limit], key=lambda c: c.ratio)

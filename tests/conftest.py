@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before anything imports BentoML: it reads its home once.
 _KEPT = os.environ.get("MIPGATE_TESTS_HOMES")
@@ -23,6 +24,10 @@ from variants.catalog import Catalog  # noqa: E402
 from variants.host import this_host  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How fast a machine draws examples says nothing of the code.
+settings.register_profile("mipgate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mipgate")
 
 
 @dataclass(frozen=True)

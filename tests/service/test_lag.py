@@ -1,0 +1,35 @@
+"""What the loop is behind is charged to those who wait for it."""
+
+import asyncio
+import time
+
+import pytest
+
+from service.lag import LoopLag
+
+
+async def settled(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def test_a_loop_that_stands_still_is_behind_and_one_that_turns_is_not() -> None:
+    async def scenario() -> tuple[float, float, float]:
+        lag = LoopLag()
+        lag.start()
+        time.sleep(0.2)  # all that becomes ready meanwhile has waited so long
+        await settled(0)
+        await settled(0)
+        behind = lag.seconds
+        for _ in range(100):
+            await settled(0.02)
+            if not lag.seconds:
+                break
+        turning = lag.seconds
+        time.sleep(0.05)
+        lag.stop()
+        await settled(0.02)
+        return behind, turning, lag.seconds
+
+    behind, turning, stopped = asyncio.run(scenario())
+    assert behind == pytest.approx(0.19, abs=0.05)
+    assert turning == stopped == 0.0
