@@ -183,9 +183,9 @@ class Router:
         def completion_ms(candidate: Candidate) -> float:
             return self._completion_ms(variants[candidate.version], slo, request, deadline)
 
-        return Load(
-            (deadline - now) * 1e3, completion_ms, self._scheduler.wait_ms(), lowered, self._demand.is_scarce
-        )
+        time_left_ms, wait_ms = (deadline - now) * 1e3, self._scheduler.wait_ms()
+        is_scarce = self._demand.is_scarce or wait_ms > _UNHURRIED * time_left_ms
+        return Load(time_left_ms, completion_ms, wait_ms, lowered, is_scarce)
 
     def _offered(
         self,

@@ -79,7 +79,8 @@ class Load:
             others late.
         wait_ms: Predicted time until all that waits is done.
         lowered: The floor, for the time being, of requests that allow degrading, or None.
-        is_scarce: Whether more is asked for than the device can do at full quality.
+        is_scarce: Whether more is asked for than the device can do at full quality, or others wait already:
+            what would be there soonest, alone beside their batch, would take most of the device's time.
     """
 
     time_left_ms: float
