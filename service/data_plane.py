@@ -163,7 +163,6 @@ class DataPlane:
         if self._generation != self._inference.fleet.generation:
             self._generation = self._inference.fleet.generation
             self._targets.clear()
-        arrived -= self._inference.lag.seconds
         self._access.check(scope["headers"], scope["client"], Role.INFER)
         model, pinned = self._targets.get(path) or self._find(path)
         model.inflight += 1

@@ -35,7 +35,6 @@ log = logging.getLogger("mipgate.experiments")
 # A copy may wait long for an idle moment; then it is given up.
 _COPY_PATIENCE_S = 5.0
 _MOST_COPIES = 32  # that wait at the same time
-_MOST_PARTS = 1024  # that are remembered: floors are the callers' own
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,6 @@ class Experiments:
         self._next_copy = 0.0
         self._draw = draw
         self._copies: set[asyncio.Task[None]] = set()
-        self._parts: dict[tuple[str, str, float, str], tuple[Rollout, LoadedModel, Part | None]] = {}
 
     def part(
         self, model: LoadedModel, slo: Slo, parameters: Mapping[str, Any], usual: LoadedVariant
@@ -107,21 +105,7 @@ class Experiments:
             return None
         key = parameters.get("sticky_key")
         arm = assign(rollout, self._draw() if key is None else key, slo.tier.name)
-        if arm is None:
-            return None
-        # It is the same part for many requests, until the rollout or the model changes.
-        place = rollout.id, arm.name, slo.floor, usual.version
-        known = self._parts.get(place)
-        if known is None or known[0] is not rollout or known[1] is not model:
-            if len(self._parts) >= _MOST_PARTS:
-                self._parts.clear()
-            known = self._parts[place] = rollout, model, self._part_of(rollout, arm, model, slo.floor, usual)
-        return known[2]
-
-    def _part_of(
-        self, rollout: Rollout, arm: Arm, model: LoadedModel, floor: float, usual: LoadedVariant
-    ) -> Part | None:
-        if not _are_told_apart(rollout, model, floor, usual):
+        if arm is None or not _are_told_apart(rollout, model, slo.floor, usual):
             return None
         is_usual = arm.name == PRIMARY and not rollout.keeps_primary
         variant = usual if is_usual else model.variants[arm.variant]

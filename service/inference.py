@@ -120,6 +120,7 @@ class Inference:
             ServiceError: It cannot be answered as asked; it was counted.
         """
         request_id = request_id or request.id or self.new_id()
+        arrived -= self.lag.seconds
         course = _Course(model, pinned, model.slo.default, request, request_id, arrived, watch)
         try:
             course.slo = model.slo.read(parameters)

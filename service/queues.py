@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from compression.signature import Array
@@ -90,10 +91,6 @@ class Job(Turn, Generic[T]):
     has_timer: bool = False
 
 
-def _due(turn: Turn) -> float:
-    return turn.deadline
-
-
 J = TypeVar("J", bound=Turn)
 
 
@@ -141,7 +138,7 @@ class Queue(Generic[J]):
 
     def work_before_ms(self, deadline: float, rows: int) -> float:
         """Predicted time of what surely runs here until a request of so many rows is done, it included."""
-        place = bisect_right(self.jobs, deadline, key=_due)
+        place = bisect_right(self.jobs, deadline, key=attrgetter("deadline"))
         before = place if self.rows == len(self.jobs) else sum([job.rows for job in self.jobs[:place]])
         return self._work_ms(before + rows)
 

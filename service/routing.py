@@ -235,7 +235,10 @@ def admit(slo: Slo, rows: int, pinned: Candidate, load: Load) -> None:
 
 
 def _soonest(floor: float, candidates: Iterable[Candidate], rows: int, load: Load) -> Candidate | None:
-    """The one of lowest completion that is in time; of those that take as long, the best."""
+    """The one of lowest completion that is in time; of those that take as long, the best.
+
+    Where time is scarce, the cheapest that is in time.
+    """
     eligible = [c for c in candidates if c.ratio >= floor]
     if load.is_scarce:  # the loop's time is scarce too: no completion is worked out that decides nothing
         cheapest = sorted(eligible, key=lambda c: c.predict_ms(_SCARCE_ROWS))

@@ -66,11 +66,13 @@ def profile(contender: Contender, seconds: float) -> dict[str, float]:
             "--full-filenames", "--nonblocking",
         ]  # fmt: skip
         try:
-            sampler = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ) as sampler:
+                contender.run(CONNECTIONS, seconds + _LEAD_S)
+                said, _ = sampler.communicate(timeout=_GRACE_S)
         except OSError as error:
             raise ProfileError(f"py-spy does not start: {error}") from error
-        contender.run(CONNECTIONS, seconds + _LEAD_S)
-        said, _ = sampler.communicate(timeout=_GRACE_S)
         if sampler.returncode or not stacks.exists():
             raise ProfileError(f"py-spy ended with {sampler.returncode}: {said.strip()[-300:]}")
         return by_layer(stacks.read_text().splitlines())

@@ -9,6 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import orjson
+from alembic import command
+from alembic.config import Config
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
 from filelock import FileLock
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError
@@ -16,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from variants.home import mipgate_home
 
+_SCRIPTS = "service.state:migrations"
 _MIGRATION_LOCK = 0x6D697067  # of PostgreSQL's advisory locks: "mipg"
 _POOL_TIMEOUT_S = 5
 _PRAGMAS = ("busy_timeout=2000", "synchronous=NORMAL", "foreign_keys=ON")
@@ -100,8 +105,8 @@ class Database:
             StateAwayError: The database does not answer.
             StateNewerError: Its tables are those of a newer version.
         """
-        from service.state.migrations.upgrade import UnknownRevisionError, upgrade
-
+        scripts = Config()
+        scripts.set_main_option("script_location", _SCRIPTS)
         with self._alone(), _told(), self._engine.execution_options(writes=True).connect() as connection:
             connection.detach()  # what is set for this connection does not go back to the others
             if self._file is not None:
@@ -112,13 +117,8 @@ class Database:
                     for limit in _PATIENT:
                         connection.execute(text(f"SET LOCAL {limit} = 0"))
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-                try:
-                    upgrade(connection)
-                except UnknownRevisionError as error:
-                    raise StateNewerError(
-                        f"a newer Mipgate has changed this database: revision {error} is not known here. "
-                        "Start that version, or restore the backup of before."
-                    ) from error
+                scripts.attributes["connection"] = connection
+                _upgrade(scripts)
 
     def close(self) -> None:
         """Closes every connection."""
@@ -134,6 +134,18 @@ class Database:
             return nullcontext()
         self._file.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(f"{self._file}.lock")
+
+
+def _upgrade(scripts: Config) -> None:
+    try:
+        command.upgrade(scripts, "head")
+    except CommandError as error:
+        if not isinstance(error.__cause__, ResolutionError):
+            raise
+        raise StateNewerError(
+            f"a newer Mipgate has changed this database: revision {error.__cause__.argument} is not known "
+            "here. Start that version, or restore the backup of before."
+        ) from error
 
 
 @contextmanager

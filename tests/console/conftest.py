@@ -20,13 +20,12 @@ from playwright.sync_api import (
 from tests.conftest import Homes
 from tests.debian import program
 from tests.gateway import Gateway, running
+from tests.rollouts.conftest import ARMS
 from variants.catalog import Catalog
 from variants.home import mipgate_home
 
 KEY = "an-admin-key-of-the-console-tests"
 PATIENCE_MS = 15_000
-# Which variant serves a tier differs from machine to machine, so both are named.
-ARMS = {"primary": "fp32", "candidate": "int8-static"}
 CANARY = ARMS | {"kind": "canary", "guards": ["errors<=1%"], "step_duration_s": 600}
 
 
