@@ -31,7 +31,10 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MIPGATE_", extra="ignore", frozen=True)
 
-    workers: int = Field(1, ge=1, le=64, description="Worker processes; each owns cores/workers threads.")
+    workers: int = Field(
+        0, ge=0, le=64, description="Worker processes; each owns cores/workers threads. 0 for one per core, "
+        "up to 4, where all models are small, and one elsewhere.",
+    )  # fmt: skip
     max_body_bytes: int = Field(64 * 1024**2, ge=1024, description="Largest request body, in bytes.")
     max_json_bytes: int = Field(
         16 * 1024**2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableSet
 from datetime import datetime
 from math import inf
 from threading import RLock
@@ -44,14 +44,16 @@ class Fleet:
         metrics: Metrics,
         max_batch_rows: int,
         memory_budget_bytes: int = 0,
+        unloaded: MutableSet[str] | None = None,
     ) -> None:
+        """`unloaded` holds what operators unloaded; other workers may change it too."""
         self._memory_budget_bytes = memory_budget_bytes
         self._catalog = catalog
         self._host = host
         self._metrics = metrics
         self._max_batch_rows = max_batch_rows
         self._seen: dict[str, str] = {}
-        self._unloaded: set[str] = set()
+        self._unloaded: MutableSet[str] = set() if unloaded is None else unloaded
         self._measured_again: set[str] = set()
         self._failed: dict[str, float] = {}  # when, where the card was not at fault
         self._changing = RLock()
@@ -69,7 +71,7 @@ class Fleet:
         return self._catalog.models()
 
     def load_all(self) -> None:
-        """Loads every registered model whose newest card was not looked at yet; unloaded ones stay unloaded.
+        """Loads every registered model whose newest card was not looked at yet; unloaded ones serve no more.
 
         One that cannot be loaded is logged and left out; whatever it serves already, it serves on. It is
         tried again when it has another card, or soon where the card was not at fault.
@@ -77,7 +79,9 @@ class Fleet:
         for name in self._catalog.models():
             with self._changing:  # others may have loaded or unloaded it meanwhile
                 try:
-                    if self._is_outdated(name):
+                    if name in self._unloaded:
+                        self._drop(name)
+                    elif self._is_outdated(name):
                         self.load(name)
                 except (CatalogError, DocumentError) as error:
                     log.error("model %s is not loaded: %s", name, error)
@@ -87,7 +91,7 @@ class Fleet:
                     self._failed[name] = monotonic()
 
     def _is_outdated(self, name: str) -> bool:
-        if name in self._unloaded or monotonic() - self._failed.get(name, -inf) < _RETRY_S:
+        if monotonic() - self._failed.get(name, -inf) < _RETRY_S:
             return False
         return self._catalog.card_tag(name) != self._seen.get(name)
 
@@ -162,8 +166,14 @@ class Fleet:
                 raise NotFoundError(
                     f'model "{name[:80]}" is not loaded. Loaded are {", ".join(self.models)}.'
                 )
-            self.models = {known: model for known, model in self.models.items() if known != name}
             self._unloaded.add(name)
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        """Stops serving a model, if it does; it is looked at anew once it is no longer unloaded."""
+        if name in self.models:
+            self.models = {known: model for known, model in self.models.items() if known != name}
+            self._seen.pop(name, None)
             self.generation += 1
 
     def find(self, name: str) -> LoadedModel:

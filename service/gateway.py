@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import bentoml
@@ -27,11 +30,16 @@ from service.predict import predict
 from service.repository import Repository
 from service.request_head import bound_heads
 from service.scheduler import Limits, Scheduler
+from service.sizing import choose_workers
 from service.state.database import Database, StateAwayError, StateNewerError, StateUrlError
 from service.ticking import Ticking
 from service.transforming import Transforming
+from service.unloading import Unloaded, forget_unloaded
 from variants.catalog import Catalog
+from variants.home import mipgate_home
 from variants.host import this_host
+
+log = logging.getLogger("mipgate.gateway")
 
 _TICK_S = 0.5
 _PAGE = """# Mipgate
@@ -79,8 +87,12 @@ class GatewayService(bentoml.Service[Any]):
         settings, metrics, catalog = config(), Metrics(), self._catalog()
         worker = bentoml.server_context.worker_index or 1
         self.observers = Observers(settings, str(worker), catalog.card_file, metrics)
-        host = this_host(settings.workers)
-        fleet = Fleet(catalog, host, metrics, settings.max_batch_rows, settings.memory_budget_bytes)
+        workers = _workers()
+        host = this_host(workers)
+        fleet = Fleet(
+            catalog, host, metrics, settings.max_batch_rows, settings.memory_budget_bytes,
+            Unloaded(_unloaded() / str(os.getppid())),
+        )  # fmt: skip
         fleet.load_all()
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
         scheduler = Scheduler(limits, margin=lambda: fleet.pace.margin)
@@ -89,9 +101,10 @@ class GatewayService(bentoml.Service[Any]):
         self.core.refusals.append(self.observers.requests.refused)
         self.operation = Operation(settings, catalog, host, self.core)
         metrics.started(worker, settings.max_queue_requests)
+        log.info("worker %d of %d, %d threads each", worker, workers, host.threads)
         _quicken()
         bound_heads()
-        repository = Repository(fleet, settings.workers)
+        repository = Repository(fleet, follow_s=0.0 if workers == 1 else 2 * _TICK_S)
         plane = DataPlane(
             app, self.core, repository, self.operation, settings.max_body_bytes, settings.max_json_bytes
         )
@@ -103,6 +116,15 @@ class GatewayService(bentoml.Service[Any]):
             return Catalog()
         cards = [model.tag for model in self.bento.info.all_models if "." not in model.tag.name]
         return Catalog({tag.name: str(tag) for tag in cards})
+
+
+@cache
+def _workers() -> int:
+    return choose_workers(config(), Catalog(), this_host())
+
+
+def _unloaded() -> Path:
+    return mipgate_home() / "unloaded"
 
 
 def _quicken() -> None:
@@ -120,7 +142,7 @@ def _quicken() -> None:
 @bentoml.service(
     name="mipgate",
     service_class=GatewayService,
-    workers=config().workers,
+    workers=_workers(),
     metrics={"enabled": False},
 )
 class Gateway:
@@ -138,6 +160,7 @@ class Gateway:
         """Runs once, before the workers start."""
         if not Catalog().models():
             raise BentoMLException("no model is registered. Run `mipgate build digits` first.")
+        forget_unloaded(_unloaded(), os.getpid())
         try:
             with closing(Database(config().state)) as database, suppress(StateAwayError):  # workers go on
                 database.migrate()

@@ -39,7 +39,7 @@ _ERRORS: Final[dict[int, str]] = {
     401: "No key, or an unknown one.",
     403: "The key has not the role that this needs.",
     404: "Unknown model, variant or path; lists what exists.",
-    409: "The gateway cannot make this change as it runs: it serves a Bento, or has several workers.",
+    409: "The gateway cannot make this change as it runs: it serves a Bento, whose variants are fixed.",
     413: "The body is larger than the gateway takes.",
     414: "The path is longer than the gateway takes.",
     415: "The body is neither JSON nor binary tensors.",

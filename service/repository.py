@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, MutableMapping
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import orjson
@@ -33,9 +34,10 @@ Scope = MutableMapping[str, Any]
 class Repository:
     """Answers the protocol's control requests over a fleet."""
 
-    def __init__(self, fleet: Fleet, workers: int) -> None:
+    def __init__(self, fleet: Fleet, follow_s: float = 0.0) -> None:
+        """`follow_s` is how long other workers may take to see what this one unloads or loads."""
         self._fleet = fleet
-        self._workers = workers
+        self._follow_s = follow_s
         self._loading = asyncio.Lock()
         self.version = installed_version("mipgate") or "0"
 
@@ -132,21 +134,20 @@ class Repository:
             raise ConflictError(
                 "this gateway serves a Bento, whose variants are fixed. Serve a new one: `mipgate bento`."
             )
-        if verb == "unload" and self._workers > 1:
-            raise ConflictError(
-                f"unloading would reach one of {self._workers} workers. Use `mipgate retire`."
-            )
         if name not in self._fleet.registered():
             known = ", ".join(self._fleet.registered()) or "none"
             raise NotFoundError(f'no model "{name[:80]}" is registered; there are: {known}. Build it first.')
+        started = perf_counter()
         async with self._loading:
             if verb == "unload":
                 await asyncio.to_thread(self._fleet.unload, name)
-                return {}
-            try:
-                await asyncio.to_thread(self._fleet.load, name)
-            except (CatalogError, DocumentError) as error:
-                raise UnavailableError(str(error), "refused") from error
+            else:
+                try:
+                    await asyncio.to_thread(self._fleet.load, name)
+                except (CatalogError, DocumentError) as error:
+                    raise UnavailableError(str(error), "refused") from error
+        if self._follow_s:  # what comes next may go to another worker, which takes as long as this one did
+            await asyncio.sleep(self._follow_s + perf_counter() - started)
         return {}
 
 

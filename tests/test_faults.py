@@ -215,8 +215,6 @@ def test_retiring_reaches_every_worker(homes: Homes) -> None:
             return {answer.json()["parameters"]["variant"] for answer in answers}
 
         _wait_for(lambda: serving not in answering())
-        unload = httpx.post(f"{gateway.url}/v2/repository/models/digits/unload")
-        assert unload.status_code == 409
 
 
 def test_a_gateway_that_serves_a_bento_says_that_it_does_not_follow(homes: Homes, tmp_path: Path) -> None:
@@ -256,6 +254,28 @@ def test_a_model_can_be_unloaded_and_loaded_while_serving(homes: Homes) -> None:
         assert httpx.get(f"{gateway.url}/v2/health/ready").status_code == 503
         assert httpx.post(f"{gateway.url}/v2/repository/models/digits/load", timeout=60).status_code == 200
         assert gateway.infer(ZEROS, **PATIENT).status_code == 200
+
+
+def test_what_is_unloaded_is_unloaded_from_every_worker_until_it_is_loaded_or_all_start_anew(
+    homes: Homes,
+) -> None:
+    def statuses(gateway: Gateway) -> set[int]:
+        return {gateway.infer(ZEROS, **PATIENT).status_code for _ in range(20)}  # connections of their own
+
+    with running(homes, workers=2) as gateway:
+        repository = f"{gateway.url}/v2/repository/models/digits"
+        assert httpx.post(f"{repository}/unload", timeout=60).status_code == 200
+        assert statuses(gateway) == {404}
+        assert httpx.post(f"{repository}/load", timeout=60).status_code == 200
+        assert statuses(gateway) == {200}
+        assert httpx.post(f"{repository}/unload", timeout=60).status_code == 200
+        killed = gateway.workers()[0]
+        killed.kill()
+        _wait_for(lambda: len([w for w in gateway.workers() if w.pid != killed.pid]) == 2)
+        time.sleep(1)
+        assert statuses(gateway) == {404}  # of the worker that took its place, too
+    with running(homes, workers=2) as gateway:
+        assert statuses(gateway) == {200}
 
 
 def test_a_host_without_profiles_is_profiled_before_it_serves(homes: Homes) -> None:

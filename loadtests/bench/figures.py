@@ -21,7 +21,7 @@ from loadtests.bench.arithmetic import (
     why_void,
 )
 from loadtests.bench.profile import attributed
-from loadtests.bench.servers import ECHO, GATEWAY, MODEL_PEERS, MOSEC, PLAIN, TRITON, WITH_WORKERS, WORKERS
+from loadtests.bench.servers import ECHO, GATEWAY, MODEL_PEERS, MOSEC, ONE_WORKER, PLAIN, TRITON
 
 Verdict = Literal["reached", "not reached", "void", "does not apply"]
 
@@ -68,8 +68,8 @@ def small_figures(part: Mapping[str, Any]) -> list[Figure]:
     rounds = rounds_of(part)
     json16, binary16 = case(rounds, _JSON_16), case(rounds, _BINARY_16)
     ours = {"": GATEWAY}
-    if any(WITH_WORKERS in part[known] for known in ("servers", "holes")):
-        ours[f"{WORKERS} workers, "] = WITH_WORKERS
+    if any(ONE_WORKER in part[known] for known in ("servers", "holes")):
+        ours["1 worker, "] = ONE_WORKER
     found = [
         _at_least("small", f"JSON, 16 connections, {how}over {name}", factor, json16, who, json16, name)
         for how, who in ours.items()

@@ -20,8 +20,7 @@ from loadtests.bench.processes import Peer
 from loadtests.bench.requests import Told, plain_json, raw_bytes, rows_json, v2_binary, v2_json
 
 GATEWAY, ECHO, PLAIN, BATCHABLE = "mipgate", "bare uvicorn", "plain bentoml", "bentoml batchable"
-WORKERS = 2
-WITH_WORKERS = f"{GATEWAY}, {WORKERS} workers"
+ONE_WORKER = f"{GATEWAY}, 1 worker"
 MOSEC, LITSERVE, MLSERVER, TRITON = "mosec", "litserve", "mlserver", "triton, python backend"
 MODEL_PEERS = (PLAIN, BATCHABLE, MOSEC, LITSERVE, MLSERVER, TRITON)
 PEERS = (ECHO, *MODEL_PEERS)
@@ -72,8 +71,11 @@ class Artifact:
         }
 
 
-def gateway(folder: Path, model: str, workers: int = 1) -> Peer:
-    """Mipgate with one of the caller's models, in homes of its own: another may run in the caller's."""
+def gateway(folder: Path, model: str, workers: int = 0) -> Peer:
+    """Mipgate with one of the caller's models, in homes of its own: another may run in the caller's.
+
+    It chooses the number of `workers` itself where that is 0.
+    """
     caller = Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
     home = folder / "bentoml"
     (home / "models").mkdir(parents=True)
@@ -93,7 +95,7 @@ def gateway(folder: Path, model: str, workers: int = 1) -> Peer:
     path = f"/v2/models/{model}/infer"
     told = with_key({})
     return Peer(
-        GATEWAY if workers == 1 else WITH_WORKERS,
+        ONE_WORKER if workers == 1 else GATEWAY,
         (bentoml, "serve", "service.gateway:Gateway", *address),
         {"json": v2_json(path, told), "binary": v2_binary(path, told)},
         variables,

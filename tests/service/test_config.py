@@ -39,7 +39,7 @@ def write(tmp_path: Path) -> Write:
 
 def test_without_anything_the_defaults_hold() -> None:
     assert Config() == Config.model_construct()
-    assert config().workers == 1
+    assert config().workers == 0
 
 
 def test_the_file_beats_the_default(write: Write) -> None:
@@ -78,7 +78,7 @@ def test_other_variables_and_keys_are_none_of_its_business(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("workers", "0"),
+        ("workers", "-1"),
         ("workers", "many"),
         ("workers", ""),
         ("workers", "65"),
