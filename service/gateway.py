@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import bentoml
@@ -30,13 +28,14 @@ from service.predict import predict
 from service.repository import Repository
 from service.request_head import bound_heads
 from service.scheduler import Limits, Scheduler
-from service.sizing import choose_workers
 from service.state.database import Database, StateAwayError, StateNewerError, StateUrlError
 from service.ticking import Ticking
 from service.transforming import Transforming
-from service.unloading import Unloaded, forget_unloaded
+from service.workers.accepting import spread_connections
+from service.workers.sizing import choose_workers
+from service.workers.together import shared_folder, start_anew
+from service.workers.unloading import Unloaded
 from variants.catalog import Catalog
-from variants.home import mipgate_home
 from variants.host import this_host
 
 log = logging.getLogger("mipgate.gateway")
@@ -87,11 +86,11 @@ class GatewayService(bentoml.Service[Any]):
         settings, metrics, catalog = config(), Metrics(), self._catalog()
         worker = bentoml.server_context.worker_index or 1
         self.observers = Observers(settings, str(worker), catalog.card_file, metrics)
-        workers = _workers()
+        workers, shared = _workers(), shared_folder()
         host = this_host(workers)
         fleet = Fleet(
             catalog, host, metrics, settings.max_batch_rows, settings.memory_budget_bytes,
-            Unloaded(_unloaded() / str(os.getppid())),
+            Unloaded(shared / "unloaded"),
         )  # fmt: skip
         fleet.load_all()
         limits = Limits(settings.max_queue_requests, settings.max_queue_bytes, settings.inline_ms)
@@ -104,6 +103,7 @@ class GatewayService(bentoml.Service[Any]):
         log.info("worker %d of %d, %d threads each", worker, workers, host.threads)
         _quicken()
         bound_heads()
+        spread_connections(shared / "connections", worker, workers)
         repository = Repository(fleet, follow_s=0.0 if workers == 1 else 2 * _TICK_S)
         plane = DataPlane(
             app, self.core, repository, self.operation, settings.max_body_bytes, settings.max_json_bytes
@@ -121,10 +121,6 @@ class GatewayService(bentoml.Service[Any]):
 @cache
 def _workers() -> int:
     return choose_workers(config(), Catalog(), this_host())
-
-
-def _unloaded() -> Path:
-    return mipgate_home() / "unloaded"
 
 
 def _quicken() -> None:
@@ -160,7 +156,7 @@ class Gateway:
         """Runs once, before the workers start."""
         if not Catalog().models():
             raise BentoMLException("no model is registered. Run `mipgate build digits` first.")
-        forget_unloaded(_unloaded(), os.getpid())
+        start_anew()
         try:
             with closing(Database(config().state)) as database, suppress(StateAwayError):  # workers go on
                 database.migrate()

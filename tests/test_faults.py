@@ -264,8 +264,9 @@ def test_what_is_unloaded_is_unloaded_from_every_worker_until_it_is_loaded_or_al
 
     with running(homes, workers=2) as gateway:
         repository = f"{gateway.url}/v2/repository/models/digits"
+        _wait_for(lambda: len(gateway.workers()) == 2)
         assert httpx.post(f"{repository}/unload", timeout=60).status_code == 200
-        assert statuses(gateway) == {404}
+        _wait_for(lambda: statuses(gateway) == {404})  # the second may have been about to start
         assert httpx.post(f"{repository}/load", timeout=60).status_code == 200
         assert statuses(gateway) == {200}
         assert httpx.post(f"{repository}/unload", timeout=60).status_code == 200

@@ -1,16 +1,12 @@
-"""What operators unloaded: names that the workers of one gateway share, so that it is unloaded from all.
+"""What operators unloaded: names that the workers of one gateway share, so that all of them unload it.
 
-Each name is an empty file in a folder of this gateway's own. It begins empty: what was unloaded is loaded
-again when the gateway starts.
+Each name is an empty file. The folder begins empty: what was unloaded is loaded when the gateway starts anew.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, MutableSet
 from pathlib import Path
-
-import psutil
 
 
 class Unloaded(MutableSet[str]):
@@ -36,15 +32,3 @@ class Unloaded(MutableSet[str]):
     def discard(self, value: str) -> None:
         """Notes that it is to be loaded, if it was not."""
         (self._folder / value).unlink(missing_ok=True)
-
-
-def forget_unloaded(folder: Path, gateway: int) -> None:
-    """Removes what is left of an earlier process of this id, and of gateways that are gone.
-
-    Args:
-        folder: Holds a folder per gateway, by the id of its process.
-        gateway: The process that starts.
-    """
-    for left in folder.glob("*"):
-        if left.name == str(gateway) or not (left.name.isdigit() and psutil.pid_exists(int(left.name))):
-            shutil.rmtree(left, ignore_errors=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from service.config import Config
-from service.sizing import choose_workers
+from service.workers.sizing import choose_workers
 from tests.variants.handmade import HOST, OTHER_HOST, card, entry, failed, profile
 from variants.card import Card
 from variants.catalog import Catalog
