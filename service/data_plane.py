@@ -197,9 +197,7 @@ class DataPlane:
         headers.append((b"x-mipgate-request-id", request_id.encode()))
         headers.append((b"server-timing", _timing(answer)))
         headers.append((b"content-length", str(len(payload)).encode()))
-        if not write_at_once(send, headers, payload):
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": payload})
+        await _write(send, 200, headers, payload)
 
     def _id(self, scope: Scope) -> str:
         """What a request that fails is called: as in the log, if it came so far."""
@@ -344,5 +342,10 @@ def _timing(answer: Outcome) -> bytes:
 async def _send_json(send: Send, status: int, document: Any, headers: Headers) -> None:
     body = orjson.dumps(document)
     length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*_JSON, length, *headers]})
-    await send({"type": "http.response.body", "body": body})
+    await _write(send, status, [*_JSON, length, *headers], body)
+
+
+async def _write(send: Send, status: int, headers: Headers, payload: bytes) -> None:
+    if not write_at_once(send, status, headers, payload):
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": payload})

@@ -153,9 +153,9 @@ class Inference:
         metrics = self.metrics
         metrics.tallies.counter(metrics.requests, model.name, name, tier, arm, error.outcome).inc()
         if error.reason is not None:
-            metrics.rejected.labels(model.name, error.reason).inc()
+            metrics.tallies.counter(metrics.rejected, model.name, error.reason).inc()
         if isinstance(error, DeadlineError):
-            metrics.deadline_missed.labels(model.name, tier).inc()
+            metrics.tallies.counter(metrics.deadline_missed, model.name, tier).inc()
 
     async def _answer(self, course: _Course, parameters: dict[str, Any]) -> Completed:
         """What the chosen variant says; when it fails, what the next says that meets the objectives."""
@@ -250,7 +250,7 @@ class Inference:
         variant.queue_duration.observe(outcome.queue_s)
         variant.statistics.answered(request.rows, outcome.queue_s, outcome.total_s)
         if outcome.degraded_from is not None:
-            metrics.degraded.labels(model.name, outcome.degraded_from, variant.name).inc()
+            metrics.tallies.counter(metrics.degraded, model.name, outcome.degraded_from, variant.name).inc()
         if self.experiments is not None:
             self.experiments.answered(course.part, outcome)
         for listener in self.listeners:

@@ -20,6 +20,7 @@ class App:
     """Answers `hello`, at once where the path says so, and remembers what came of that."""
 
     def __init__(self) -> None:
+        self.status = 200
         self.written: list[bool] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -27,10 +28,10 @@ class App:
         while message.get("more_body"):
             message = await receive()
         if scope["path"] == "/at-once":
-            self.written.append(write_at_once(send, HEADERS, b"hello"))
+            self.written.append(write_at_once(send, self.status, HEADERS, b"hello"))
             if self.written[-1]:
                 return
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await send({"type": "http.response.start", "status": self.status, "headers": HEADERS})
         await send({"type": "http.response.body", "body": b"hello"})
 
 
@@ -50,7 +51,9 @@ def port(app: App) -> Iterator[int]:
         thread.join(30)
 
 
-def test_one_connection_gets_the_same_answers_either_way(app: App, port: int) -> None:
+@pytest.mark.parametrize("status", [200, 400, 422, 503])
+def test_one_connection_gets_the_same_answers_either_way(app: App, port: int, status: int) -> None:
+    app.status = status
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     seen = []
     for path in ("/at-once", "/", "/at-once", "/at-once", "/"):
@@ -85,8 +88,18 @@ def test_a_client_that_wants_the_connection_closed_gets_that(app: App, port: int
     assert app.written == [False]
 
 
+def test_who_asks_for_headers_gets_no_body(app: App, port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    for _ in range(2):
+        connection.request("HEAD", "/at-once")
+        response = connection.getresponse()
+        assert (response.read(), response.getheader("content-length")) == (b"", "5")
+    connection.close()
+    assert app.written == [False] * 2
+
+
 def test_what_stands_between_is_not_passed_by() -> None:
     async def send(message: Any) -> None:
         raise NotImplementedError
 
-    assert not write_at_once(send, HEADERS, b"hello")
+    assert not write_at_once(send, 200, HEADERS, b"hello")
