@@ -40,7 +40,8 @@ _SENDERS = {"SingleStream": 1, "Server": 32, "Offline": 16}
 _QUERIES = {"SingleStream": 100, "Server": 700, "Offline": 1}
 _UNTIMED = -1
 # SingleStream and Offline send what LoadGen expects to take the time: too few rows would end too soon.
-_MARGIN = 1.5
+_MARGIN, _MOST_MARGIN = 1.5, 6.0
+_LONG_ENOUGH = "Min duration satisfied"
 _LINE = re.compile(r"^([^:=]+?)\s*[:=]\s*(.+?)\s*$")
 _TIMEOUT_S = 60.0
 
@@ -143,11 +144,30 @@ def run(
         seconds: The least length of the run.
         out: The folder.
     """
+    made, margin = _run(url, target, bodies, scenario, rate, slo_ms, seconds, out, _MARGIN), _MARGIN
+    while made["summary"].get(_LONG_ENOUGH) == "NO" and margin < _MOST_MARGIN:
+        margin *= 2  # it went faster than while it was warmed up, and ran out of rows
+        made = _run(url, target, bodies, scenario, rate, slo_ms, seconds, out, margin)
+    return made
+
+
+def _run(
+    url: str,
+    target: Target,
+    bodies: Sequence[Body],
+    scenario: str,
+    rate: float,
+    slo_ms: float,
+    seconds: float,
+    out: Path,
+    margin: float,
+) -> LoadGen:
+    """Runs it once, with so many times the rows that the warm-up makes one expect."""
     folder = out / scenario.lower()
     folder.mkdir(parents=True, exist_ok=True)
     senders = Senders(url, target, bodies, _SENDERS[scenario])
     warm = senders.warm_up()
-    expected = rate if scenario == "Server" else _MARGIN * warm
+    expected = rate if scenario == "Server" else margin * warm
     sut = loadgen.ConstructSUT(senders.issue, lambda: None)
     qsl = loadgen.ConstructQSL(len(bodies), len(bodies), lambda rows: None, lambda rows: None)
     try:
