@@ -33,7 +33,7 @@ class Config(BaseSettings):
 
     workers: int = Field(
         0, ge=0, le=64, description="Worker processes; each owns cores/workers threads. 0 for one per core, "
-        "up to 4, where all models are small, and one elsewhere.",
+        "up to 4, where one thread is fast enough for all models, and one elsewhere.",
     )  # fmt: skip
     max_body_bytes: int = Field(64 * 1024**2, ge=1024, description="Largest request body, in bytes.")
     max_json_bytes: int = Field(

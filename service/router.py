@@ -185,7 +185,9 @@ class Router:
 
         time_left_ms, wait_ms = (deadline - now) * 1e3, self._scheduler.wait_ms()
         is_scarce = self._demand.is_scarce or wait_ms > _UNHURRIED * time_left_ms
-        return Load(time_left_ms, completion_ms, wait_ms, lowered, is_scarce)
+        return Load(
+            time_left_ms, completion_ms, wait_ms, lowered, is_scarce, lambda c: variants[c.version].is_open
+        )
 
     def _offered(
         self,

@@ -81,6 +81,7 @@ class Load:
         lowered: The floor, for the time being, of requests that allow degrading, or None.
         is_scarce: Whether more is asked for than the device can do at full quality, or others wait already:
             what would be there soonest, alone beside their batch, would take most of the device's time.
+        is_open: Whether a variant can run without being opened first.
     """
 
     time_left_ms: float
@@ -88,6 +89,7 @@ class Load:
     wait_ms: float
     lowered: float | None = None
     is_scarce: bool = False
+    is_open: Callable[[Candidate], bool] = lambda candidate: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +239,16 @@ def admit(slo: Slo, rows: int, pinned: Candidate, load: Load) -> None:
 def _soonest(floor: float, candidates: Iterable[Candidate], rows: int, load: Load) -> Candidate | None:
     """The one of lowest completion that is in time; of those that take as long, the best.
 
-    Where time is scarce, the cheapest that is in time.
+    Where time is scarce, the cheapest or none; one whose session is closed leaves its place to the next.
     """
     eligible = [c for c in candidates if c.ratio >= floor]
     if load.is_scarce:  # the loop's time is scarce too: no completion is worked out that decides nothing
-        cheapest = sorted(eligible, key=lambda c: c.predict_ms(_SCARCE_ROWS))
-        return next((c for c in cheapest if load.completion_ms(c) <= load.time_left_ms), None)
+        for candidate in sorted(eligible, key=lambda c: c.predict_ms(_SCARCE_ROWS)):
+            if load.completion_ms(candidate) <= load.time_left_ms:
+                return candidate
+            if load.is_open(candidate):
+                return None  # the device is full: a costlier one would take the time of several others
+        return None
     # Lateness before ties: a better variant that would be late is no answer.
     in_time = [(at, c) for c in eligible if (at := load.completion_ms(c)) <= load.time_left_ms]
     if len(in_time) < 2:

@@ -20,13 +20,16 @@ log = logging.getLogger("mipgate.sizing")
 # Each takes memory of its own, a few hundred megabytes with its libraries.
 MOST_WORKERS = 4
 
+# Of the shortest deadline, for a row alone.
+_SHARE = 0.1
+
 
 def choose_workers(settings: Config, catalog: Catalog, host: Host) -> int:
-    """As many as there are cores, up to `MOST_WORKERS`, where requests cost more than their models.
+    """As many as there are cores, up to `MOST_WORKERS`, where one thread is fast enough for every model.
 
-    That is so where every released variant answers a row on the event loop, with one thread: the interpreter
-    has one core of each worker then, and the device is no bottleneck. A heavier model gets one worker with
-    all cores, since halves of a device cannot share a batch.
+    Each worker reads, routes and writes requests on a core of its own then, and two batches on a thread each
+    take less of the device than one after the other on two. A model whose deadlines need more threads gets
+    one worker with all cores.
 
     Args:
         settings: What `workers` says, if not 0, is done.
@@ -40,18 +43,19 @@ def choose_workers(settings: Config, catalog: Catalog, host: Host) -> int:
     except (CatalogError, DocumentError) as error:
         log.warning("one worker: a model cannot be read, so nobody knows whether it is small: %s", error)
         return 1
-    if all(_is_small(card, host, settings.inline_ms) for card in cards):
+    if all(_is_small(card, host) for card in cards):
         return max(1, min(MOST_WORKERS, host.cores))
     return 1
 
 
-def _is_small(card: Card, host: Host, inline_ms: float) -> bool:
-    """Whether it was profiled on this host, and each released variant takes less for a row on one thread."""
+def _is_small(card: Card, host: Host) -> bool:
+    """Whether, by profiles of this host, each released variant leaves time to wait on one thread."""
     measured = card.hosts.get(host.fingerprint)
     known = measured.profiles if measured else {}
     released = [entry.id.version for entry in card.entries if entry.life is Life.RELEASED]
     served = [known[version] for version in released if known.get(version)]
-    return bool(served) and all(_single_ms(profiles) <= inline_ms for profiles in served)
+    most_ms = _SHARE * min(tier.deadline_ms for tier in card.spec.tiers)
+    return bool(served) and all(_single_ms(profiles) <= most_ms for profiles in served)
 
 
 def _single_ms(profiles: Iterable[Profile]) -> float:

@@ -371,14 +371,18 @@ def test_each_step_of_a_ladder_is_cheaper_and_worse_and_allowed(
     assert all(later.ratio <= earlier.ratio for earlier, later in pairwise(lower))
 
 
-def test_where_time_is_scarce_the_cheapest_in_time_answers_and_not_the_shortest_queue() -> None:
+def test_where_time_is_scarce_the_cheapest_answers_or_none_and_not_the_shortest_queue() -> None:
     variants = [candidate("fp32", 1.0, 8), candidate("int8", 0.99, 2)]
     waits = {"fp32": 0.0, "int8": 20.0}
 
-    def at(is_scarce: bool, time_left: float = 100.0) -> Decision:
-        load = Load(time_left, lambda c: waits[c.name] + c.predict_ms(1), 20.0, None, is_scarce)
+    def at(is_scarce: bool, time_left: float = 100.0, is_open: bool = True) -> Decision:
+        load = Load(
+            time_left, lambda c: waits[c.name] + c.predict_ms(1), 20.0, None, is_scarce, lambda c: is_open
+        )
         return routing.choose(slo(0.9, deadline_ms=100), 1, variants, load)
 
     assert at(False).version.startswith("fp32@")
     assert at(True).version.startswith("int8@")
-    assert at(True, time_left=15.0).version.startswith("fp32@")  # late is no answer
+    with pytest.raises(UnavailableError, match="what waits already takes 20 ms"):
+        at(True, time_left=15.0)  # FP32 would be in time, at the cost of four others
+    assert at(True, time_left=15.0, is_open=False).version.startswith("fp32@")  # late for the opening alone
