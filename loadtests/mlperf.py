@@ -40,8 +40,8 @@ _SENDERS = {"SingleStream": 1, "Server": 32, "Offline": 16}
 _QUERIES = {"SingleStream": 100, "Server": 700, "Offline": 1}
 _UNTIMED = -1
 # SingleStream and Offline send what LoadGen expects to take the time: too few rows would end too soon.
-_MARGIN, _MOST_MARGIN = 1.5, 6.0
-_LONG_ENOUGH = "Min duration satisfied"
+# It may be faster than while it was warmed up; then it is run again with more.
+_MARGINS = (1.5, 3.0, 6.0)
 _LINE = re.compile(r"^([^:=]+?)\s*[:=]\s*(.+?)\s*$")
 _TIMEOUT_S = 60.0
 
@@ -144,41 +144,16 @@ def run(
         seconds: The least length of the run.
         out: The folder.
     """
-    made, margin = _run(url, target, bodies, scenario, rate, slo_ms, seconds, out, _MARGIN), _MARGIN
-    while made["summary"].get(_LONG_ENOUGH) == "NO" and margin < _MOST_MARGIN:
-        margin *= 2  # it went faster than while it was warmed up, and ran out of rows
-        made = _run(url, target, bodies, scenario, rate, slo_ms, seconds, out, margin)
-    return made
-
-
-def _run(
-    url: str,
-    target: Target,
-    bodies: Sequence[Body],
-    scenario: str,
-    rate: float,
-    slo_ms: float,
-    seconds: float,
-    out: Path,
-    margin: float,
-) -> LoadGen:
-    """Runs it once, with so many times the rows that the warm-up makes one expect."""
     folder = out / scenario.lower()
     folder.mkdir(parents=True, exist_ok=True)
-    senders = Senders(url, target, bodies, _SENDERS[scenario])
-    warm = senders.warm_up()
-    expected = rate if scenario == "Server" else margin * warm
-    sut = loadgen.ConstructSUT(senders.issue, lambda: None)
-    qsl = loadgen.ConstructQSL(len(bodies), len(bodies), lambda rows: None, lambda rows: None)
-    try:
-        loadgen.StartTestWithLogSettings(
-            sut, qsl, _settings(scenario, expected, slo_ms, seconds), _logs(folder)
-        )
-    finally:
-        senders.stop()
-        loadgen.DestroyQSL(qsl)
-        loadgen.DestroySUT(sut)
-    summary = read_summary((folder / _SUMMARY).read_text())
+    for margin in _MARGINS:
+        senders = Senders(url, target, bodies, _SENDERS[scenario])
+        warm = senders.warm_up()
+        expected = rate if scenario == "Server" else margin * warm
+        _test(senders, len(bodies), _settings(scenario, expected, slo_ms, seconds), folder)
+        summary = read_summary((folder / _SUMMARY).read_text())
+        if scenario == "Server" or summary.get("Min duration satisfied") != "NO":
+            break
     summary["requests answered"] = str(senders.answered)
     if senders.judged:
         summary["accuracy of the answers"] = f"{senders.right / senders.judged:.4f}"
@@ -188,6 +163,18 @@ def _run(
     return {
         "scenario": scenario, "target": target.label, "valid": valid, "summary": summary, "logs": str(folder),
     }  # fmt: skip
+
+
+def _test(senders: Senders, rows: int, settings: Any, folder: Path) -> None:
+    """Has LoadGen drive the senders once."""
+    sut = loadgen.ConstructSUT(senders.issue, lambda: None)
+    qsl = loadgen.ConstructQSL(rows, rows, lambda loaded: None, lambda unloaded: None)
+    try:
+        loadgen.StartTestWithLogSettings(sut, qsl, settings, _logs(folder))
+    finally:
+        senders.stop()
+        loadgen.DestroyQSL(qsl)
+        loadgen.DestroySUT(sut)
 
 
 def read_summary(text: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -157,6 +158,7 @@ class Gateway:
         if not Catalog().models():
             raise BentoMLException("no model is registered. Run `mipgate build digits` first.")
         start_anew()
+        os.environ["MIPGATE_WORKERS"] = str(_workers())  # a worker that starts later is one of as many
         try:
             with closing(Database(config().state)) as database, suppress(StateAwayError):  # workers go on
                 database.migrate()

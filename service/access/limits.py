@@ -12,6 +12,8 @@ import mmap
 from pathlib import Path
 from struct import Struct
 
+from service.mapped import map_file
+
 log = logging.getLogger("mipgate.access")
 
 _TIME = Struct("<d")
@@ -48,10 +50,7 @@ class Bucket:
 def _mapped(path: Path) -> mmap.mmap:
     """The eight bytes, shared; where no file can be written, this process's own."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.truncate(_TIME.size)
-            return mmap.mmap(file.fileno(), _TIME.size)
+        return map_file(path, _TIME.size)
     except OSError as error:
         log.warning("each worker limits key %s for itself: %s", path.name, error)
         return mmap.mmap(-1, _TIME.size)

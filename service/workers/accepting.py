@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +16,12 @@ from pathlib import Path
 
 import uvicorn
 
+from service.mapped import map_file
+
 log = logging.getLogger("mipgate.workers")
 
-MOST_WORKERS = 64
 _ITEM_BYTES = 8
-# Longer than an idle worker takes to wake up, shorter than anybody notices.
+# For the others to wake up in.
 _LOOK_AWAY_S = 0.001
 _OUT_OF_FILES_S = 1.0
 
@@ -35,10 +35,7 @@ class Shares:
         Raises:
             OSError: The file cannot be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.truncate(MOST_WORKERS * _ITEM_BYTES)
-            self._counts = memoryview(mmap.mmap(file.fileno(), MOST_WORKERS * _ITEM_BYTES)).cast("Q")
+        self._counts = memoryview(map_file(path, workers * _ITEM_BYTES)).cast("Q")
         self._own = number - 1
         self._others = [each for each in range(workers) if each != self._own]
         self.tell(0)

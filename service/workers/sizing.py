@@ -18,14 +18,14 @@ from variants.variant import Life
 log = logging.getLogger("mipgate.sizing")
 
 # Each takes memory of its own, a few hundred megabytes with its libraries.
-MOST_WORKERS = 4
+_MOST = 4
 
 # Of the shortest deadline, for a row alone.
 _SHARE = 0.1
 
 
 def choose_workers(settings: Config, catalog: Catalog, host: Host) -> int:
-    """As many as there are cores, up to `MOST_WORKERS`, where one thread is fast enough for every model.
+    """As many as there are cores, up to 4, where one thread is fast enough for every model.
 
     Each worker reads, routes and writes requests on a core of its own then, and two batches on a thread each
     take less of the device than one after the other on two. A model whose deadlines need more threads gets
@@ -44,7 +44,7 @@ def choose_workers(settings: Config, catalog: Catalog, host: Host) -> int:
         log.warning("one worker: a model cannot be read, so nobody knows whether it is small: %s", error)
         return 1
     if all(_is_small(card, host) for card in cards):
-        return max(1, min(MOST_WORKERS, host.cores))
+        return max(1, min(_MOST, host.cores))
     return 1
 
 
