@@ -18,7 +18,7 @@ from service.rollout.judgement import Verdict, judge_candidates
 from service.rollout.machine import advance
 from service.rollout.rollout import Arm, Observation, Outcome, Phase, Rollout, Transition
 from service.state.database import Database, StateAwayError
-from service.state.evidence import Batch, EvidenceStore
+from service.state.evidence import Batch, EvidenceStore, Seen
 from service.state.jobs import Job, JobStore
 from service.state.leases import FencedError, Lease, Leases, check, forget
 from service.state.rollouts import RolloutStore, StaleError
@@ -103,6 +103,7 @@ class Conducting:
         self._looked: float | None = None
         self._migrated = False
         self._known: dict[str, Rollout] = {}
+        self._seen: dict[str, Seen] = {}
         self._verdicts: list[tuple[str, Verdict]] = []
         self._complained: set[str] = set()
 
@@ -124,8 +125,9 @@ class Conducting:
         lease = self._held()
         if lease is not None:
             try:
-                transitions = [t for r in running.values() if (t := self._advanced(r, lease))]
-                ended = self._ended_jobs()
+                now = self._now()
+                transitions = [t for r in running.values() if (t := self._advanced(r, lease, now))]
+                ended = self._ended_jobs(now)
                 self._prune(lease)
             except FencedError as error:
                 log.warning("%s; this worker follows", error)
@@ -134,6 +136,7 @@ class Conducting:
             running[transition.rollout.id] = transition.rollout
         changed = [*self._changed(running)]
         self._known = {i: rollout for i, rollout in running.items() if not rollout.phase.is_final}
+        self._seen = {i: seen for i, seen in self._seen.items() if i in self._known}
         return Turn(
             self._known,
             tuple(changed),
@@ -164,10 +167,10 @@ class Conducting:
                 log.info("%s advances rollouts, token %d", self._worker, self._lease.token)
         return self._lease
 
-    def _advanced(self, rollout: Rollout, lease: Lease) -> Transition | None:
+    def _advanced(self, rollout: Rollout, lease: Lease, now: float) -> Transition | None:
         """Advances a rollout, if the evidence says so; one that cannot be does not hold up the others."""
         try:
-            return self._moved(rollout, lease)
+            return self._moved(rollout, lease, now)
         except (FencedError, StateAwayError):
             raise
         except Exception:
@@ -177,10 +180,11 @@ class Conducting:
                 log.exception("%s", complaint)
             return None
 
-    def _moved(self, rollout: Rollout, lease: Lease) -> Transition | None:
-        seen = self._evidence.compact(rollout.id, lease)
+    def _moved(self, rollout: Rollout, lease: Lease, now: float) -> Transition | None:
+        read = self._evidence.compact(rollout.id, lease, self._seen.pop(rollout.id, None))
+        self._seen[rollout.id], seen = read, read.evidence
         observation = Observation(seen, self._carried_out(rollout, lease), secrets.randbits(32))
-        transition = advance(rollout, observation, self._now())
+        transition = advance(rollout, observation, now)
         if transition is None:
             if rollout.phase in (Phase.PROGRESSING, Phase.WAITING):
                 self._verdicts += [(rollout.model, verdict) for verdict in judge_candidates(rollout, seen)]
@@ -247,9 +251,9 @@ class Conducting:
             if known_before is None or known_before.version != rollout.version:
                 yield rollout
 
-    def _ended_jobs(self) -> list[Job]:
-        since, self._looked = self._looked, self._now()
-        return [] if since is None else self._jobs.ended(since, self._looked)
+    def _ended_jobs(self, now: float) -> list[Job]:
+        since, self._looked = self._looked, now
+        return [] if since is None else self._jobs.ended(since, now)
 
     def _prune(self, lease: Lease) -> None:
         now = time.monotonic()

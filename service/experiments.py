@@ -37,9 +37,9 @@ _COPY_PATIENCE_S = 5.0
 _MOST_COPIES = 32  # that wait at the same time
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take three times as long to make
 class Part:
-    """A request's part in a rollout.
+    """A request's part in a rollout. Nobody changes it.
 
     Attributes:
         rollout: Which one.
@@ -177,7 +177,8 @@ class Experiments:
                 self._metrics.feedback.labels(answer.model, recipe, answer.arm, correct).inc()
 
     def _keep(self, part: Part | None, outcome: Outcome) -> None:
-        kept = prediction(outcome.model.card.spec.metric, _own_outputs(outcome))
+        assert outcome.outputs is not None  # it was answered; the model's own outputs come first
+        kept = prediction(outcome.model.card.spec.metric, outcome.outputs)
         if kept is not None:
             rollout, arm = (part.rollout.id, part.arm.name) if part else ("", NO_ARM)
             answer = Served(

@@ -179,6 +179,11 @@ def _to_json(document: object) -> str:
     return orjson.dumps(document).decode()
 
 
+def _from_json(value: str | bytes | float) -> object:
+    """What JSON says; SQLite gives a lone number as one."""
+    return orjson.loads(value) if isinstance(value, str | bytes) else value
+
+
 def _postgresql(url: URL) -> Engine:
     engine = create_engine(
         url,
@@ -186,6 +191,7 @@ def _postgresql(url: URL) -> Engine:
         pool_pre_ping=True,
         pool_timeout=_POOL_TIMEOUT_S,
         json_serializer=_to_json,
+        json_deserializer=_from_json,
     )
 
     @event.listens_for(engine, "handle_error")
@@ -198,7 +204,9 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _sqlite(url: URL) -> Engine:
-    engine = create_engine(url, pool_timeout=_POOL_TIMEOUT_S, json_serializer=_to_json)
+    engine = create_engine(
+        url, pool_timeout=_POOL_TIMEOUT_S, json_serializer=_to_json, json_deserializer=_from_json
+    )
 
     @event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _: object) -> None:

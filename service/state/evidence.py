@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
 
@@ -31,6 +31,21 @@ class Batch:
     number: int
     evidence: Mapping[Arm, ArmEvidence] = field(default_factory=dict)
     served: Sequence[Served] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a holder of the lease has read of a rollout: increments are read once.
+
+    Attributes:
+        token: Of the lease under which it was read; a later holder may have added increments up.
+        rows: Ids of the increments.
+        evidence: Their sum, by the arm's name.
+    """
+
+    token: int
+    rows: frozenset[int] = frozenset()
+    evidence: Mapping[str, ArmEvidence] = field(default_factory=dict)
 
 
 class EvidenceStore:
@@ -65,7 +80,7 @@ class EvidenceStore:
                 return
             _add(connection, batch.evidence, now)
             if batch.served:  # an id that was used before stays with its first answer
-                _insert_new(connection, served, [_columns(answer) for answer in batch.served])
+                _insert_new(connection, served, [answer._asdict() for answer in batch.served])
 
     def read(self, rollout: str) -> dict[str, ArmEvidence]:
         """All that was seen of a rollout, by the arm's name.
@@ -77,8 +92,13 @@ class EvidenceStore:
         with self._database.reading() as connection:
             return _merged(connection.execute(query))
 
-    def compact(self, rollout: str, lease: Lease) -> dict[str, ArmEvidence]:
+    def compact(self, rollout: str, lease: Lease, before: Seen | None = None) -> Seen:
         """Adds the increments of a rollout up into one row for each arm, once there are many.
+
+        Args:
+            rollout: Its id.
+            lease: Lets this worker alone do so.
+            before: What the call before returned; None after one that failed, which may have come far.
 
         Returns:
             All that was seen of it.
@@ -87,17 +107,22 @@ class EvidenceStore:
             FencedError: The lease has another holder now.
             StateAwayError: The database does not answer.
         """
-        query = select(evidence).where(evidence.c.rollout == rollout)
+        if before is None or before.token != lease.token:
+            before = Seen(lease.token)
+        query = select(evidence).where(evidence.c.rollout == rollout, evidence.c.id.not_in(before.rows))
         with self._database.reading() as connection:
-            rows = connection.execute(query).all()
-        seen = _merged(rows)
-        if len(rows) > _ROWS_PER_ARM * len(seen):
-            with self._database.writing() as connection:
-                check(connection, lease)  # nobody else compacts, so the rows are still there
-                connection.execute(delete(evidence).where(evidence.c.id.in_([row.id for row in rows])))
-                arms = {(rollout, arm): counts for arm, counts in seen.items()}
-                _add(connection, arms, self._database.now(connection))
-        return seen
+            fresh = connection.execute(query).all()
+        rows = before.rows.union(row.id for row in fresh)
+        seen = merge([before.evidence, _merged(fresh)])
+        if len(rows) <= _ROWS_PER_ARM * len(seen):
+            return Seen(lease.token, rows, seen)
+        with self._database.writing() as connection:
+            check(connection, lease)  # nobody else compacts, so the rows are still there
+            now = self._database.now(connection)
+            connection.execute(delete(evidence).where(evidence.c.id.in_(rows)))
+            sums = _increments({(rollout, arm): counts for arm, counts in seen.items()}, now)
+            rows = frozenset(connection.scalars(insert(evidence).returning(evidence.c.id), sums))
+        return Seen(lease.token, rows, seen)
 
     def judge(
         self, labels: Mapping[str, Any], score: Callable[[Served, Any], Feedback], age_s: float
@@ -134,17 +159,10 @@ class EvidenceStore:
         connection.execute(delete(writers).where(writers.c.at < before))
 
 
-_SERVED = tuple(each.name for each in fields(Served))
-
-
-def _columns(answer: Served) -> dict[str, Any]:
-    return {name: getattr(answer, name) for name in _SERVED}  # asdict copies, and takes ten times as long
-
-
 def _judged_once(connection: Connection, request: str, carried: Served | None, oldest: float) -> Served:
     """The answer, unless it was judged already; one that its id carries is written now that it is."""
     if carried is not None and carried.at >= oldest:
-        if _insert_new(connection, served, _columns(carried) | {"judged": True}):
+        if _insert_new(connection, served, carried._asdict() | {"judged": True}):
             return carried
         raise _judged_already(request)
     mine = served.c.request == request, served.c.at >= oldest
@@ -179,12 +197,15 @@ def _insert_new(connection: Connection, table: Table, rows: dict[str, Any] | lis
 
 
 def _add(connection: Connection, arms: Mapping[Arm, ArmEvidence], now: float) -> None:
-    rows = [
+    if arms:
+        connection.execute(insert(evidence), _increments(arms, now))
+
+
+def _increments(arms: Mapping[Arm, ArmEvidence], now: float) -> list[dict[str, Any]]:
+    return [
         {"rollout": rollout, "arm": arm, "at": now, "document": counts.to_json()}
         for (rollout, arm), counts in arms.items()
     ]
-    if rows:
-        connection.execute(insert(evidence), rows)
 
 
 def _merged(rows: Iterable[Row[Any]]) -> dict[str, ArmEvidence]:

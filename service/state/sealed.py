@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error
-from dataclasses import dataclass
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -21,8 +20,7 @@ _MARK = "s."
 _DIGEST_BYTES = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):  # one is made for every answer: a frozen dataclass takes four times as long
     """An answer whose label may come later.
 
     Attributes:
@@ -58,10 +56,7 @@ class Seal:
 
     def close(self, answer: Served) -> str | None:
         """The id of an answer whose `request` is unique, or None where it would be too long."""
-        facts = orjson.dumps(
-            (answer.request, answer.model, answer.variant, answer.tier, answer.rollout, answer.arm,
-             answer.prediction, int(answer.at * 1e3))
-        )  # fmt: skip
+        facts = orjson.dumps((*answer[:-1], int(answer.at * 1e3)))
         if (_DIGEST_BYTES + len(facts)) * 4 // 3 + 3 + len(_MARK) > MAX_ID_LENGTH:
             return None
         return _MARK + urlsafe_b64encode(self._digest(facts) + facts).decode()

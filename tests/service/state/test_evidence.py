@@ -70,10 +70,42 @@ def test_many_increments_become_one_row_and_stay_what_they_were(
     before = store.read("r1")
     lease = Leases(database).take("conductor", "w1", 60.0)
     assert lease is not None
-    assert store.compact("r1", lease) == before == store.read("r1")
+    assert store.compact("r1", lease).evidence == before == store.read("r1")
     assert rows(database, "evidence") == 1
     store.write("w1", Batch(30, {ARM: answers(1)}))  # whoever repeats itself is still known
     assert store.read("r1") == before
+
+
+def test_what_was_read_before_is_not_read_again_and_counts_once(
+    store: EvidenceStore, database: Database
+) -> None:
+    lease = Leases(database).take("conductor", "w1", 60.0)
+    assert lease is not None
+    seen = None
+    for number in range(1, 61):  # through two times of adding up
+        store.write("w1", Batch(number, {ARM: answers(1)}))
+        seen = store.compact("r1", lease, seen)
+        assert seen.evidence == store.read("r1")
+        assert seen.evidence["candidate"].requests == number
+    assert rows(database, "evidence") < 30
+
+
+def test_a_later_holder_of_the_lease_reads_anew(store: EvidenceStore, database: Database) -> None:
+    leases = Leases(database)
+    first = leases.take("conductor", "w1", 60.0)
+    assert first is not None
+    store.write("w1", Batch(1, {ARM: answers(3)}))
+    seen = store.compact("r1", first)
+    leases.give_back(first)
+    second = leases.take("conductor", "w2", 60.0)
+    assert second is not None
+    for number in range(2, 31):
+        store.write("w1", Batch(number, {ARM: answers(1)}))
+    store.compact("r1", second)  # the rows that the first holder has read are gone
+    leases.give_back(second)
+    again = leases.take("conductor", "w1", 60.0)
+    assert again is not None
+    assert store.compact("r1", again, seen).evidence["candidate"].requests == 32
 
 
 def test_only_the_holder_of_the_lease_compacts(store: EvidenceStore) -> None:
