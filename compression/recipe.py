@@ -27,6 +27,7 @@ class Recipe(BaseModel):
         name: What variants are called after it.
         steps: The passes with their settings.
         timeout_s: How long a build of it may take; None for what the spec says.
+        seed: Seeds what its passes draw; None for the model's own. It tells luck from merit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,7 @@ class Recipe(BaseModel):
     name: RecipeName
     steps: tuple[Step, ...] = ()
     timeout_s: float | None = Field(default=None, gt=0)
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
 
     def canonical(self) -> list[dict[str, Any]]:
         """The steps as plain JSON, in order."""

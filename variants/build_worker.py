@@ -96,7 +96,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
         reference if isinstance(reference, TorchModel) else None,
         spec.students,
         spec.training,
-        spec.seed,
+        spec.seed_of(recipe),
         report_to_parent,
         Checkpoints(subfolder("checkpoints")),
         quality=partial(quality_of, spec),
@@ -163,7 +163,7 @@ def _plan(spec: ModelSpec, splits: Splits, source: str, recipe: Recipe, passes: 
         spec=spec.digest(recipe),
         passes=passes,
         libraries={name: installed_version(name) or "missing" for name in _SHAPING},
-        seed=spec.seed,
+        seed=spec.seed_of(recipe),
     )
     return Planned(recipe.name, recipe.canonical(), lineage, build_key(lineage))
 

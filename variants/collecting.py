@@ -19,7 +19,7 @@ from variants.store import bytes_of
 _HOUR_S = 3600.0
 _DAY_S = 24 * _HOUR_S
 # Kept to save work that can be done again.
-_CHECKPOINTS, _SEARCHES = "checkpoints", "searches"
+_CHECKPOINTS, _TRIED = "checkpoints", ("searches", "replicates")
 # Of a process that ended without clearing up.
 _WORK, _LEFT_OVER = "work", ".partial"
 
@@ -88,7 +88,7 @@ def collect(
     Args:
         catalog: The models.
         now: Seconds since the epoch.
-        unused_s: Age from which checkpoints and searches count as not used.
+        unused_s: Age from which checkpoints, searches and replicates count as not used.
         quota_bytes: What catalog and home may hold together; None for as much as they do.
         dry_run: Only says what would be deleted.
     """
@@ -125,9 +125,10 @@ def _stale(now: float) -> Iterator[_Victim]:
 
 
 def _cached(now: float) -> Iterator[_Victim]:
-    """Trainings and searches that nobody is at."""
+    """Trainings, searches and replicates that nobody is at."""
     home = mipgate_home()
-    for path in (*(home / _CHECKPOINTS).glob("*.safetensors"), *(home / _SEARCHES).glob("*")):
+    tried = [path for name in _TRIED for path in (home / name).glob("*")]
+    for path in (*(home / _CHECKPOINTS).glob("*.safetensors"), *tried):
         victim = _of_home(path, now)
         if now - victim.used > _HOUR_S:
             yield victim

@@ -163,6 +163,10 @@ class ModelSpec:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    def seed_of(self, recipe: Recipe) -> int:
+        """What seeds a recipe's passes."""
+        return self.seed if recipe.seed is None else recipe.seed
+
     def architecture(self, factory: Callable[[], nn.Module | OnnxModel]) -> str:
         """Sha256 of a module as a factory makes it: its layers, its own classes' sources, its weights."""
         with seeded(self.seed):

@@ -36,11 +36,14 @@ class BuildBody(Body):
     recipe: RecipeName | None = None
     name: RecipeName | None = None
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> BuildBody:
         if (self.recipe is None) == (self.name is None) or (self.name is None) != (self.steps is None):
             raise ValueError('send either "recipe", or "name" and "steps"')
+        if self.seed is not None and self.steps is None:
+            raise ValueError('"seed" goes with "name" and "steps"')
         return self
 
 

@@ -79,6 +79,7 @@ def command(
 
     A recipe file holds a name and the passes in order, with what differs from their defaults:
     {"name": "half", "steps": [{"pass": "prune-structured", "settings": {"ratio": 0.5}}]}
+    A "seed" beside them makes another run of the same recipe.
 
     Example: mipgate build digits --recipe int8-static --jobs 2
     """
@@ -98,7 +99,9 @@ def command(
 def _build_there(gateway: Remote, model: str, recipes: tuple[str, ...], added: list[Recipe]) -> None:
     """Has the builder of a running gateway build, one recipe after another."""
     bodies: list[dict[str, Any]] = [{"recipe": name} for name in recipes]
-    bodies += [{"name": recipe.name, "steps": recipe.canonical()} for recipe in added]
+    for recipe in added:
+        seed = {} if recipe.seed is None else {"seed": recipe.seed}
+        bodies.append({"name": recipe.name, "steps": recipe.canonical()} | seed)
     if not bodies:
         raise click.UsageError("--url builds what is named: give --recipe or --recipe-file.")
     for body in bodies:

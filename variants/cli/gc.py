@@ -35,7 +35,7 @@ class _Size(click.ParamType[int]):
     default=30.0,
     show_default=True,
     metavar="DAYS",
-    help="Age of checkpoints and searches that go.",
+    help="Age of checkpoints, searches and replicates that go.",
 )
 @click.option("--quota", type=_Size(), metavar="SIZE", help="Room for all of it, such as 10GB.")
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
@@ -43,8 +43,8 @@ class _Size(click.ParamType[int]):
 def command(unused_days: float, quota: int | None, dry_run: bool, as_json: bool) -> None:
     """Delete what nothing refers to, what was long not used, and what a quota has no room for.
 
-    That is old cards, artifacts that no card or Bento names, what dead processes left behind, and checkpoints
-    and searches that nobody used for long. For a quota the oldest retired builds, checkpoints and searches
+    That is old cards, artifacts that no card or Bento names, what dead processes left behind, and trainings,
+    searches and replicates that nobody used for long. For a quota the oldest retired builds and more of these
     follow. Released and candidate builds stay, and so does what a Bento packs or a running build may read.
 
     Example: mipgate gc --quota 10GB --dry-run
@@ -64,7 +64,7 @@ def command(unused_days: float, quota: int | None, dry_run: bool, as_json: bool)
         for item in found.items:
             click.echo(f"{verb} {item.name} ({human_bytes(item.bytes)}): {item.why}")
         for model in found.busy:
-            click.echo(f"{model} is being built: what is its own stays, and so do checkpoints and searches")
+            click.echo(f"{model} is being built: what is its own stays, and so do its caches")
         said = f"{len(found.items)} {'would be ' if dry_run else ''}deleted"
         click.echo(f"{said}, {human_bytes(found.freed_bytes)} freed, {human_bytes(found.held_bytes)} held.")
     if found.excess_bytes:

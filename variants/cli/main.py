@@ -16,6 +16,7 @@ VERBS = {
     "list": "List models, or the variants of one.",
     "show": "Show a model or a variant in full.",
     "search": "Look for the cheapest recipe above a floor of quality.",
+    "replicate": "Build a recipe with several seeds: merit, or luck?",
     "report": "Write one HTML file about a model and its variants.",
     "view": "Show a variant's graph in the browser.",
     "profile": "Measure a model's variants again on this host.",

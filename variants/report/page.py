@@ -201,7 +201,7 @@ def _lineage(card: Card, standing: Standing) -> dict[str, Any]:
     stored = standing.stored
     assert stored is not None
     entry = standing.entry
-    recipe = {"name": entry.id.recipe, "steps": entry.steps}
+    recipe = {"name": entry.id.recipe, "steps": entry.steps, "seed": stored.variant.lineage.seed}
     return {
         "id": str(entry.id),
         "lineage": stored.variant.lineage,

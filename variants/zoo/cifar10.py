@@ -163,6 +163,7 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 _PRUNED = step("prune-structured", target_macs=0.45, importance="taylor", epochs=8, teacher=0.7)
+_LOW_RANK = step("low-rank", ratio=0.5, epochs=4, teacher=0.7)
 
 SPEC = ModelSpec(
     name="cifar10",
@@ -200,7 +201,8 @@ SPEC = ModelSpec(
         Recipe(name="int8-data-free", steps=(step("int8-data-free"),)),
         Recipe(name="pruned", steps=(_PRUNED,)),
         Recipe(name="pruned-int8", steps=(_PRUNED, step("int8-static"))),
-        Recipe(name="low-rank", steps=(step("low-rank", ratio=0.5, epochs=4, teacher=0.7),)),
+        Recipe(name="low-rank", steps=(_LOW_RANK,)),
+        Recipe(name="low-rank-int8", steps=(_LOW_RANK, step("int8-static"))),
         Recipe(name="distilled", steps=(step("distill", student="narrow", epochs=20),)),
         Recipe(name="undistilled", steps=(step("distill", student="narrow", epochs=20, alpha=0.0),)),
         Recipe(
