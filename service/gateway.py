@@ -207,6 +207,7 @@ class Gateway:
         min_accuracy: float | None = None,
         allow_degrade: bool | None = None,
         sticky_key: str | None = None,
+        priority: str | None = None,
     ) -> dict[str, Any]:
         """Answers plain JSON: named inputs, each a nested list of rows, and objectives if wanted.
 
@@ -218,5 +219,6 @@ class Gateway:
             "min_accuracy": min_accuracy,
             "allow_degrade": allow_degrade,
             "sticky_key": sticky_key,
+            "priority": priority,
         }
         return await predict(self.bento_service.core, model, inputs, variant, wanted)

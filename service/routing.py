@@ -24,7 +24,7 @@ SLO_HEADERS: dict[bytes, str] = {
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _LONGEST_DEADLINE_MS = 3_600_000.0
 _OWN_TERMS = {"min_accuracy", "max_latency_ms", "allow_degrade", "priority"}
-_PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
+PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
 # Of requests of priority `batch` that state none: nobody waits at a screen for them.
 BATCH_DEADLINE_MS = 60_000.0
 _BATCHES = (1, 2, 4, 8, 16, 32)
@@ -320,7 +320,7 @@ def _boolean(parameters: Mapping[str, Any], name: str) -> bool:
 
 def _priority(parameters: Mapping[str, Any]) -> Priority:
     value = parameters.get("priority", "interactive")
-    known = _PRIORITIES.get(value) if isinstance(value, str) else None
+    known = PRIORITIES.get(value) if isinstance(value, str) else None
     if known is None:
         raise BadRequestError(f"parameter priority is {str(value)[:80]!r}. Send interactive or batch.")
     return known

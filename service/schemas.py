@@ -9,6 +9,7 @@ import numpy as np
 
 from compression.signature import Signature, TensorSpec
 from service.protocol import MAX_ID_LENGTH
+from service.routing import PRIORITIES
 from service.tensors import DATATYPES, DTYPE_DATATYPES
 
 Schema = dict[str, Any]
@@ -49,6 +50,7 @@ def request_schema(signature: Signature, tiers: Iterable[str], raw: TensorSpec |
         "max_latency_ms": MAX_LATENCY_MS,
         "allow_degrade": {"type": "boolean"},
         "sticky_key": STICKY_KEY,
+        "priority": names_schema(PRIORITIES),
         "binary_data_output": {"type": "boolean"},
         "top_k": {"type": "integer", "minimum": 1},
     }

@@ -226,6 +226,8 @@ def test_bentomls_own_api_and_pages_answer_over_the_same_core(gateway: Gateway, 
         ({"max_latency_ms": "soon"}, 400),
         ({"min_accuracy": 2.0, "allow_degrade": True}, 400),
         ({"sticky_key": "x" * 257}, 400),
+        ({"priority": "urgent"}, 400),
+        ({"priority": "batch"}, 200),
     ):
         assert httpx.post(f"{gateway.url}/predict", json=call | wish).status_code == status, wish
     assert "text/html" in httpx.get(f"{gateway.url}/").headers["content-type"]
