@@ -23,8 +23,9 @@ SLO_HEADERS: dict[bytes, str] = {
 }
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _LONGEST_DEADLINE_MS = 3_600_000.0
-_OWN_TERMS = {"min_accuracy", "max_latency_ms", "allow_degrade", "priority"}
+_OWN_TERMS = {"min_accuracy", "max_latency_ms", "timeout", "allow_degrade", "priority"}
 PRIORITIES = {"interactive": Priority.INTERACTIVE, "batch": Priority.BATCH}
+_TRITONS_HIGHEST = 1  # its clients send whole numbers: 0 for the usual one, and larger ones for who may wait
 # Of requests of priority `batch` that state none: nobody waits at a screen for them.
 BATCH_DEADLINE_MS = 60_000.0
 _BATCHES = (1, 2, 4, 8, 16, 32)
@@ -152,9 +153,7 @@ class SloReader:
 
     def _with_own_terms(self, plain: Slo, parameters: Mapping[str, Any]) -> Slo:
         minimum = _number(parameters, "min_accuracy", 0.0, 1.0)
-        deadline = _number(parameters, "max_latency_ms", 0.0, _LONGEST_DEADLINE_MS)
-        if deadline == 0.0:
-            raise BadRequestError("parameter max_latency_ms is 0; expected more. Send the time you have.")
+        deadline = _stated_ms(parameters)
         floor = plain.floor if minimum is None else max(plain.floor, minimum)
         degraded_floor = None
         if _boolean(parameters, "allow_degrade"):
@@ -293,6 +292,16 @@ def _refusal(
     )
 
 
+def _stated_ms(parameters: Mapping[str, Any]) -> float | None:
+    """The stated deadline: `max_latency_ms`, or the `timeout` of Triton's clients, in microseconds."""
+    stated = _number(parameters, "max_latency_ms", 0.0, _LONGEST_DEADLINE_MS)
+    if stated == 0.0:
+        raise BadRequestError("parameter max_latency_ms is 0; expected more. Send the time you have.")
+    if stated is None and (timeout := _number(parameters, "timeout", 0.0, _LONGEST_DEADLINE_MS * 1e3)):
+        return timeout / 1e3
+    return stated
+
+
 def _number(parameters: Mapping[str, Any], name: str, low: float, high: float) -> float | None:
     value = parameters.get(name)
     if value is None:
@@ -321,6 +330,8 @@ def _boolean(parameters: Mapping[str, Any], name: str) -> bool:
 def _priority(parameters: Mapping[str, Any]) -> Priority:
     value = parameters.get("priority", "interactive")
     known = PRIORITIES.get(value) if isinstance(value, str) else None
+    if known is None and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return Priority.INTERACTIVE if value <= _TRITONS_HIGHEST else Priority.BATCH
     if known is None:
         raise BadRequestError(f"parameter priority is {str(value)[:80]!r}. Send interactive or batch.")
     return known

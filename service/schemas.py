@@ -16,6 +16,7 @@ Schema = dict[str, Any]
 
 MIN_ACCURACY: Final[Schema] = {"type": "number", "minimum": 0, "maximum": 1}
 MAX_LATENCY_MS: Final[Schema] = {"type": "number", "exclusiveMinimum": 0}
+TIMEOUT_US: Final[Schema] = {"type": "number", "minimum": 0}
 STICKY_KEY: Final[Schema] = {"type": "string", "minLength": 1}
 
 
@@ -50,7 +51,8 @@ def request_schema(signature: Signature, tiers: Iterable[str], raw: TensorSpec |
         "max_latency_ms": MAX_LATENCY_MS,
         "allow_degrade": {"type": "boolean"},
         "sticky_key": STICKY_KEY,
-        "priority": names_schema(PRIORITIES),
+        "timeout": TIMEOUT_US,
+        "priority": {"anyOf": [names_schema(PRIORITIES), {"type": "integer", "minimum": 0}]},
         "binary_data_output": {"type": "boolean"},
         "top_k": {"type": "integer", "minimum": 1},
     }

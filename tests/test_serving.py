@@ -92,7 +92,15 @@ def test_tritonclient_reads_what_the_runtime_computes(
     given = triton.InferInput("image", list(rows.shape), "FP32")
     given.set_data_from_numpy(rows, binary_data=binary)
     wanted = triton.InferRequestedOutput("logits", binary_data=binary)
-    result = client.infer("digits", [given], model_version=variant, outputs=[wanted], request_id="mine")
+    result = client.infer(
+        "digits",
+        [given],
+        model_version=variant,
+        outputs=[wanted],
+        request_id="mine",
+        priority=2,
+        timeout=10**7,
+    )
     entry = digits.card("digits").find(variant)
     session = open_session(digits.open(entry.id).model_path, reference_runtime(this_host()))
     assert result.get_response()["id"] == "mine"

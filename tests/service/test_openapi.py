@@ -181,6 +181,8 @@ def test_the_schema_of_an_input_accepts_what_the_codec_accepts(
     [
         ({"id": "7", "outputs": [{"name": "logits", "parameters": {"binary_data": True}}]}, True),
         ({"parameters": {"tier": "fast", "min_accuracy": 0.9, "priority": 1}}, True),
+        ({"parameters": {"priority": "batch", "timeout": 20000}}, True),
+        ({"parameters": {"priority": "urgent"}}, False),
         ({"id": None}, False),
         ({"id": "\n"}, False),
         ({"id": "a" * 257}, False),
