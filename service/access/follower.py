@@ -36,10 +36,11 @@ class Follower:
             await asyncio.to_thread(self._ask)
 
     async def follow_soon(self) -> None:
-        """Asks unless that has just been done: a key that is not known may be new, or a guess."""
+        """Asks once more, with whoever else wants it: an unknown key may be new; a guess may wait."""
         asked = self._asked
         async with self._asking:
-            if self._asked == asked and time.monotonic() - asked > _AT_MOST_EVERY_S:
+            if self._asked == asked:
+                await asyncio.sleep(max(0.0, asked + _AT_MOST_EVERY_S - time.monotonic()))
                 await asyncio.to_thread(self._ask)
 
     def _ask(self) -> None:

@@ -42,6 +42,7 @@ def test_keys_reach_every_worker_and_streams_do_not_keep_it_from_stopping(homes:
         assert httpx.get(f"{gateway.url}/admin/models", timeout=30).json()[0]["model"] == "digits"
         body = {"name": "root", "role": "admin"}
         made = httpx.post(f"{gateway.url}/admin/keys", json=body, timeout=30).json()
+        assert "key" in made, made
         root = {"authorization": f"Bearer {made['key']}"}
         body = {"name": "web", "role": "infer"}
         web = httpx.post(f"{gateway.url}/admin/keys", json=body, headers=root, timeout=30).json()

@@ -1,5 +1,6 @@
 """Keys, sessions and the audit in both databases."""
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -88,3 +89,20 @@ def test_inference_stays_closed_when_the_last_key_is_revoked(store: AccessStore,
     follower.start()
     assert (access.needs_key, access.has_keys) == (True, True)
     assert worker()[0].needs_key
+
+
+def test_a_key_that_was_made_a_moment_ago_is_known_when_it_is_asked_for(
+    store: AccessStore, tmp_path: Path
+) -> None:
+    access = Access(Rules(None, "auto", False, None), tmp_path)
+    follower = Follower(access, store)
+    follower.start()
+    add(store, now=time.time())  # by another worker, right after this one has asked
+
+    async def together() -> None:
+        await asyncio.gather(*(follower.follow_soon() for _ in range(5)))
+
+    began = time.monotonic()
+    asyncio.run(together())
+    assert access.needs_key
+    assert time.monotonic() - began < 1
