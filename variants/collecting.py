@@ -14,6 +14,7 @@ from pathlib import Path
 
 from variants.catalog import Catalog
 from variants.home import mipgate_home
+from variants.profiler import MEASURED
 from variants.store import bytes_of
 
 _HOUR_S = 3600.0
@@ -118,7 +119,8 @@ def collect(
 def _stale(now: float) -> Iterator[_Victim]:
     """What processes left behind that ended a day ago or earlier."""
     home = mipgate_home()
-    for path in (*(home / _WORK).glob("*"), *(home / _CHECKPOINTS).glob(f"*{_LEFT_OVER}")):
+    left = (home / _CHECKPOINTS).glob(f"*{_LEFT_OVER}")
+    for path in (*(home / _WORK).glob("*"), *(home / MEASURED).glob("*"), *left):
         victim = _of_home(path, now)
         if now - victim.used > _DAY_S:
             yield victim

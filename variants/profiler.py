@@ -1,15 +1,23 @@
-"""Profiles variants on this host: each on every runtime, one at a time, each in a process of its own."""
+"""Profiles variants on this host: each on every runtime, one at a time, each in a process of its own.
+
+A measurement takes minutes and is kept beside the store for a day: a build that was cut off before it could
+publish does not measure again.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 
+from variants import document
 from variants.card import Card
 from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog, StoredVariant
 from variants.home import subfolder
@@ -18,10 +26,13 @@ from variants.profile import Profile
 from variants.profiling import ProfilingJob
 from variants.progress import Reporter
 from variants.runtime import Runtime, available_runtimes, reference_runtime
-from variants.store import CatalogError
+from variants.store import CatalogError, sha256
 from variants.worker import WorkerError, run
 
 log = logging.getLogger("mipgate.profiler")
+
+MEASURED = "measured"
+KEPT_S = 24 * 3600.0
 
 
 @dataclass
@@ -50,20 +61,33 @@ class Bench:
 
 
 def profile_variants(
-    bench: Bench, stored: Sequence[StoredVariant], host: Host, progress: Reporter
+    bench: Bench, stored: Sequence[StoredVariant], host: Host, progress: Reporter, *, again: bool = False
 ) -> Measurements:
     """Measures each variant on each runtime of this host.
 
     One measurement runs at a time on the whole host, whatever else builds: it would measure its neighbours.
+
+    Args:
+        bench: What they are judged with.
+        stored: The variants.
+        host: This host.
+        progress: Receives the progress.
+        again: Whether to measure what was measured not long ago.
     """
     with tempfile.TemporaryDirectory(dir=subfolder("work")) as shared:
-        return _profile_all(bench, stored, host, progress, Path(shared))
+        return _profile_all(bench, stored, host, progress, Path(shared), again)
 
 
 def _profile_all(
-    bench: Bench, stored: Sequence[StoredVariant], host: Host, progress: Reporter, shared: Path
+    bench: Bench,
+    stored: Sequence[StoredVariant],
+    host: Host,
+    progress: Reporter,
+    shared: Path,
+    again: bool,
 ) -> Measurements:
     measurements = Measurements()
+    rows = sha256(bench.validation) + sha256(bench.test)
     runtimes = available_runtimes(host)
     for item in stored:
         version = item.variant.id.version
@@ -71,7 +95,11 @@ def _profile_all(
         for number, runtime in enumerate(allowed):
             progress.update(item.variant.id.recipe, f"profiling on {runtime}", number / len(allowed))
             try:
-                profile = _measure(bench, item, runtime, host, shared)
+                path = _kept_at(bench, rows, item, runtime, host)
+                profile = None if again else _kept(path)
+                if profile is None:
+                    profile = _measure(bench, item, runtime, host, shared)
+                    _keep(path, profile)
             except WorkerError as error:
                 log.warning("%s does not run on %s: %s", item.variant.id, runtime, error)
                 measurements.refusals.setdefault(version, {})[str(runtime)] = str(error)
@@ -80,6 +108,30 @@ def _profile_all(
         measured = len(measurements.profiles.get(version, []))
         progress.finish(item.variant.id.recipe, f"profiled on {measured} of {len(allowed)} runtimes")
     return measurements
+
+
+def _kept_at(bench: Bench, rows: str, item: StoredVariant, runtime: Runtime, host: Host) -> Path:
+    """Where a measurement is kept, by all that it depends on."""
+    reference = bench.reference.variant.id.tag
+    facts = (host.fingerprint, str(runtime), bench.metric, reference, item.variant.id.tag, rows)
+    return subfolder(MEASURED) / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.json"
+
+
+def _kept(path: Path) -> Profile | None:
+    """A measurement of today, if it can be read."""
+    try:
+        return document.read(Profile, path) if time.time() - path.stat().st_mtime < KEPT_S else None
+    except (FileNotFoundError, document.DocumentError):
+        return None
+
+
+def _keep(path: Path, profile: Profile) -> None:
+    fresh = path.with_suffix(f".{os.getpid()}")
+    try:
+        document.write(fresh, profile)
+        fresh.replace(path)
+    except OSError as error:  # it is published all the same, when all are measured
+        log.warning("a measurement is kept in memory only: %s", error)
 
 
 def profile_model(
@@ -112,10 +164,13 @@ def profile_model(
         known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
         replaced = {v for v, profiles in (doubted or {}).items() if list(profiles) == known.get(v)}
         trusted = set() if again else known.keys() - replaced
-        return _profile_missing(catalog, card, trusted, host, progress)
+        doubt = again or bool(replaced)
+        return _profile_missing(catalog, card, trusted, host, progress, again=doubt)
 
 
-def _profile_missing(catalog: Catalog, card: Card, trusted: Set[str], host: Host, progress: Reporter) -> Card:
+def _profile_missing(
+    catalog: Catalog, card: Card, trusted: Set[str], host: Host, progress: Reporter, *, again: bool
+) -> Card:
     model = card.spec.model
     wanted = [e for e in card.entries if e.failure is None and e.id.version not in trusted]
     stored = []
@@ -132,7 +187,7 @@ def _profile_missing(catalog: Catalog, card: Card, trusted: Set[str], host: Host
         validation=catalog.card_file(model, VALIDATION_FILE),
         test=catalog.card_file(model, SAMPLES_FILE),
     )
-    measured = profile_variants(bench, stored, host, progress)
+    measured = profile_variants(bench, stored, host, progress, again=again)
     try:
         catalog.change(model, lambda c: c.with_profiles(host, measured.profiles, measured.refusals))
     except OSError as error:

@@ -237,6 +237,33 @@ def test_while_a_build_measures_others_may_change_the_card_and_nothing_of_it_is_
     assert ended.returncode == 0, ended.stderr
 
 
+# Measures what lost its profiles as if a build had been cut off before it published them, and then once more.
+FORGET = """
+from dataclasses import replace
+from variants.build import build
+from variants.catalog import Catalog
+from variants.host import this_host
+from variants.profiler import profile_model
+from variants.progress import Lines
+
+catalog, host = Catalog(), this_host()
+known = catalog.card("tiny").hosts[host.fingerprint].profiles
+catalog.change("tiny", lambda card: replace(card, hosts={}))
+built = build("tests.variants.tiny_specs:TINY", catalog, host, Lines(), recipes=["fp32"])
+assert built.card.hosts[host.fingerprint].profiles == known
+again = profile_model(catalog, "tiny", host, Lines(), again=True).hosts[host.fingerprint].profiles
+assert all(again[version] != profiles for version, profiles in known.items())
+"""
+
+
+def test_what_was_measured_is_not_measured_again_by_the_next_build(empty: Homes) -> None:
+    mipgate(empty, "build", f"{SPECS}:TINY", "--quiet", "--recipe", "fp32")
+    ended = subprocess.run(
+        [sys.executable, "-c", FORGET], env=empty.environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_same_seed_builds_the_same_bytes_elsewhere(empty: Homes, standings: dict[str, Standing]) -> None:
     """Trained anew from nothing, and one variant of it quantized."""
     ended = mipgate(empty, "build", "digits", "--recipe", "int8-static", "--quiet", "--jobs", "2")
