@@ -222,6 +222,7 @@ def _publish_card(
         # What was built in the place of a damaged artifact changes no word: gateways look again all the same.
         if before is None or card != before or builds.fresh or not _same_data(catalog, before, folder):
             catalog.register(card, folder)
+    measured.published()
     return card
 
 

@@ -1,7 +1,7 @@
 """Profiles variants on this host: each on every runtime, one at a time, each in a process of its own.
 
-A measurement takes minutes and is kept beside the store for a day: a build that was cut off before it could
-publish does not measure again.
+A measurement takes minutes and is kept until it is published, for a day at most: what was measured by a build
+that was cut off is not measured again.
 """
 
 from __future__ import annotations
@@ -37,10 +37,19 @@ KEPT_S = 24 * 3600.0
 
 @dataclass
 class Measurements:
-    """Profiles by `recipe@build`, and why runtimes refused one, by `recipe@build` and runtime."""
+    """Profiles by `recipe@build`, and why runtimes refused one, by `recipe@build` and runtime.
+
+    `kept` are the files that hold the profiles until they are published.
+    """
 
     profiles: dict[str, list[Profile]] = field(default_factory=dict)
     refusals: dict[str, dict[str, str]] = field(default_factory=dict)
+    kept: list[Path] = field(default_factory=list)
+
+    def published(self) -> None:
+        """Deletes what was kept for the case that this would not come."""
+        for path in self.kept:
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ def _profile_all(
                 if profile is None:
                     profile = _measure(bench, item, runtime, host, shared)
                     _keep(path, profile)
+                measurements.kept.append(path)
             except WorkerError as error:
                 log.warning("%s does not run on %s: %s", item.variant.id, runtime, error)
                 measurements.refusals.setdefault(version, {})[str(runtime)] = str(error)
@@ -192,6 +202,8 @@ def _profile_missing(
         catalog.change(model, lambda c: c.with_profiles(host, measured.profiles, measured.refusals))
     except OSError as error:
         log.warning("the profiles of %s are kept in memory only: %s", model, error)
+    else:
+        measured.published()
     return card.with_profiles(host, measured.profiles, measured.refusals)
 
 

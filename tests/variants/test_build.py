@@ -237,29 +237,42 @@ def test_while_a_build_measures_others_may_change_the_card_and_nothing_of_it_is_
     assert ended.returncode == 0, ended.stderr
 
 
-# Measures what lost its profiles as if a build had been cut off before it published them, and then once more.
-FORGET = """
+# A build that cannot publish what it measured, and the next one.
+CUT_OFF = """
 from dataclasses import replace
-from variants.build import build
+import variants.profiler
+from variants.build import BuildError, build
 from variants.catalog import Catalog
+from variants.home import subfolder
 from variants.host import this_host
-from variants.profiler import profile_model
 from variants.progress import Lines
 
-catalog, host = Catalog(), this_host()
-known = catalog.card("tiny").hosts[host.fingerprint].profiles
+catalog, host, measured = Catalog(), this_host(), []
 catalog.change("tiny", lambda card: replace(card, hosts={}))
-built = build("tests.variants.tiny_specs:TINY", catalog, host, Lines(), recipes=["fp32"])
-assert built.card.hosts[host.fingerprint].profiles == known
-again = profile_model(catalog, "tiny", host, Lines(), again=True).hosts[host.fingerprint].profiles
-assert all(again[version] != profiles for version, profiles in known.items())
+measure, register = variants.profiler._measure, Catalog.register
+variants.profiler._measure = lambda *args: measured.append(1) or measure(*args)
+
+def full(*args):
+    raise OSError("no space left")
+
+Catalog.register = full
+try:
+    build("tests.variants.tiny_specs:TINY", catalog, host, Lines(), recipes=["fp32"])
+except BuildError:
+    pass
+assert measured
+kept = len(measured)
+Catalog.register = register
+card = build("tests.variants.tiny_specs:TINY", catalog, host, Lines(), recipes=["fp32"]).card
+assert len(measured) == kept == sum(map(len, card.hosts[host.fingerprint].profiles.values()))
+assert not list(subfolder("measured").iterdir())
 """
 
 
-def test_what_was_measured_is_not_measured_again_by_the_next_build(empty: Homes) -> None:
+def test_what_a_build_measured_and_could_not_publish_is_not_measured_again(empty: Homes) -> None:
     mipgate(empty, "build", f"{SPECS}:TINY", "--quiet", "--recipe", "fp32")
     ended = subprocess.run(
-        [sys.executable, "-c", FORGET], env=empty.environment, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", CUT_OFF], env=empty.environment, cwd=ROOT, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
 
