@@ -30,7 +30,7 @@ _PARTS: dict[str, Callable[[Settings, Subject, Stage], dict[str, Any]]] = {
     "overload": overload.measure,
 }
 _GOOD = ("reached", "does not apply")
-_FORMAT = 2
+_FORMAT = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, Literal, TypedDict
 
-from loadtests.bench import overload, real, small
+from loadtests.bench import overload, real, rollout, small
 from loadtests.bench.arithmetic import (
     MIN_ROUNDS,
     Outcome,
@@ -22,6 +22,7 @@ from loadtests.bench.arithmetic import (
 )
 from loadtests.bench.profile import attributed
 from loadtests.bench.servers import ECHO, GATEWAY, MODEL_PEERS, MOSEC, ONE_WORKER, PLAIN, TRITON
+from loadtests.bench.subject import BALANCED
 
 Verdict = Literal["reached", "not reached", "void", "does not apply"]
 
@@ -31,6 +32,7 @@ _AMX = "amx_int8"
 _JSON_16, _BINARY_16 = small.case_name("json", 16), small.case_name("binary", 16)
 _SPEEDUPS = ((TRITON, 1.5), (MOSEC, 3.0), (PLAIN, 20.0), (ECHO, 0.5))
 _ACCURACY_KEPT = 0.99
+_BESIDE = {rollout.ROUTED: "one variant alone", rollout.HALVES: "both by name without it"}
 _OVERLOADED = (1.0, 2.0, 3.0)
 
 
@@ -98,18 +100,19 @@ def small_figures(part: Mapping[str, Any]) -> list[Figure]:
         )
     )
     found += _footprint(part)
-    with_rollout = case(rounds, small.ROLLOUT)
-    kept = ratios(with_rollout, small.WITH_ROLLOUT, with_rollout, small.ROUTED)
-    found.append(
-        _figure(
-            "small",
-            "throughput kept with an active A/B rollout",
-            ("at least", 0.95, "x"),
-            kept,
-            part["rollout_hole"] or _voids((with_rollout, small.WITH_ROLLOUT), (with_rollout, small.ROUTED)),
-        )
+    return found + [_kept("small", part, small.ROLLOUT, beside) for beside in _BESIDE]
+
+
+def _kept(title: str, part: Mapping[str, Any], name: str, beside: str) -> Figure:
+    """Throughput during an A/B rollout over that of one variant alone, or of both without a rollout."""
+    rounds = case(rounds_of(part), name)
+    return _figure(
+        title,
+        f"throughput kept with an active A/B rollout, over {_BESIDE[beside]}",
+        ("at least", 0.95, "x"),
+        ratios(rounds, rollout.WITH_ROLLOUT, rounds, beside),
+        part["rollout_hole"] or _voids((rounds, rollout.WITH_ROLLOUT), (rounds, beside)),
     )
-    return found
 
 
 def _binary(part: Mapping[str, Any], binary16: Sequence[Round], json16: Sequence[Round]) -> list[Figure]:
@@ -145,7 +148,7 @@ def _footprint(part: Mapping[str, Any]) -> list[Figure]:
 def real_figures(part: Mapping[str, Any], features: Sequence[str]) -> list[Figure]:
     """Of the real model."""
     rounds = case(rounds_of(part), real.case_name(16))
-    balanced = real.tier_name("balanced")
+    balanced = real.tier_name(BALANCED)
     fp32 = [real.peer_name(name, part["reference"]) for name in MODEL_PEERS]
     int8 = [real.peer_name(name, part["quantized"]) for name in MODEL_PEERS] if part["quantized"] else []
     found = []
@@ -166,6 +169,7 @@ def real_figures(part: Mapping[str, Any], features: Sequence[str]) -> list[Figur
         found[0]["verdict"] = "does not apply"
         found[0]["why"] = "this CPU has no AMX, for which it is required"
     found.append(_accuracy(part, balanced, fp32))
+    found.append(_kept("real", part, real.ROLLOUT, rollout.HALVES))
     return found
 
 

@@ -21,7 +21,6 @@ from loadtests.bench.open_loop import ANSWERS, EVENTS, PLAN
 from loadtests.bench.processes import Peer, Server
 from loadtests.bench.requests import Array, Request, Wire, v2_binary
 from loadtests.bench.servers import GATEWAY, gateway, with_key
-from loadtests.bench.small import pinned
 from loadtests.bench.stage import Contender, Settings, Stage, turned
 from loadtests.bench.subject import Subject, best_row_ms
 
@@ -71,7 +70,7 @@ def measure(settings: Settings, subject: Subject, stage: Stage) -> dict[str, Any
     }
 
     def probe(_: Peer) -> Request:
-        return pinned(subject, subject.reference)["binary"].requests(subject.some(1))[0]
+        return subject.pinned(subject.reference)["binary"].requests(subject.some(1))[0]
 
     server = stage.start(GATEWAY, lambda folder: gateway(folder, subject.model), probe)
     if server is None:

@@ -9,12 +9,13 @@ from loadtests.bench.arithmetic import Sample
 from loadtests.bench.checking import Checked, check
 from loadtests.bench.processes import Peer, Server
 from loadtests.bench.requests import Array, Request, Wire, v2_binary
+from loadtests.bench.rollout import trial_of
 from loadtests.bench.servers import ECHO, GATEWAY, gateway, peer, with_key
-from loadtests.bench.small import pinned
 from loadtests.bench.stage import Contender, Settings, Stage, round_of
-from loadtests.bench.subject import Subject, direct
+from loadtests.bench.subject import BALANCED, Subject, direct
 
 CONNECTIONS = (1, 16, 64)
+ROLLOUT = "rollout"
 _SENT = 64
 _UNHURRIED = {"max_latency_ms": 60_000}
 
@@ -52,16 +53,18 @@ def measure(settings: Settings, subject: Subject, stage: Stage) -> dict[str, Any
         _add_peers(settings, subject, stage, variant, contenders, answered)
     for contender in contenders.values():
         contender.run(16, 1)
+    trial = trial_of(contenders.get(tier_name(BALANCED)), subject, "binary", stage, _UNHURRIED)
     rounds: list[dict[str, dict[str, Sample | None]]] = []
     for number in range(settings.rounds):
         stage.look()
         settings.progress(f"real: round {number + 1} of {settings.rounds}")
-        rounds.append(
-            {
-                case_name(connections): round_of(contenders, number, connections, settings.seconds)
-                for connections in CONNECTIONS
-            }
-        )
+        cases = {
+            case_name(connections): round_of(contenders, number, connections, settings.seconds)
+            for connections in CONNECTIONS
+        }
+        if trial:
+            cases[ROLLOUT] = trial.measure(number, settings.seconds, stage)
+        rounds.append(cases)
     return {
         "model": subject.model,
         "reference": subject.reference,
@@ -77,6 +80,8 @@ def measure(settings: Settings, subject: Subject, stage: Stage) -> dict[str, Any
             for name, server in stage.servers.items()
         },
         "holes": stage.holes,
+        "rollout_hole": stage.rollout_hole,
+        "candidate": trial and trial.candidate,
         "busy_with_other_work": stage.busy,
     }
 
@@ -90,7 +95,7 @@ def _add_gateway(
     answered: dict[str, Checked],
 ) -> None:
     def probe(_: Peer) -> Request:
-        return pinned(subject, subject.reference)["binary"].requests(subject.some(1))[0]
+        return subject.pinned(subject.reference)["binary"].requests(subject.some(1))[0]
 
     server = stage.start(GATEWAY, lambda folder: gateway(folder, subject.model), probe)
     if server is None:
@@ -101,7 +106,7 @@ def _add_gateway(
         _add(settings, subject, stage, tier_name(tier), server, wire, None, contenders, answered)
     for variant in files:
         expected = direct(subject.artifact(variant)).run(subject.rows(settings.rows))
-        wire = pinned(subject, variant, _UNHURRIED)["binary"]
+        wire = subject.pinned(variant, _UNHURRIED)["binary"]
         _add(settings, subject, stage, pinned_name(variant), server, wire, expected, contenders, answered)
 
 

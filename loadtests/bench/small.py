@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from loadtests.bench.arithmetic import Sample
 from loadtests.bench.checking import check
 from loadtests.bench.idle import added_latency
-from loadtests.bench.processes import Peer, Server, ask
+from loadtests.bench.processes import Peer, Server
 from loadtests.bench.profile import ProfileError, profile
-from loadtests.bench.requests import Request, Wire, v2_binary, v2_json
-from loadtests.bench.rollout import RolloutError, ab_rollout
-from loadtests.bench.servers import (
-    ECHO,
-    GATEWAY,
-    KEY_HEADERS,
-    ONE_WORKER,
-    gateway,
-    peer,
-    with_key,
-)
+from loadtests.bench.requests import Request, Wire
+from loadtests.bench.rollout import CONNECTIONS as ROLLOUT_CONNECTIONS
+from loadtests.bench.rollout import ROUTED, trial_of
+from loadtests.bench.servers import ECHO, GATEWAY, ONE_WORKER, gateway, peer
 from loadtests.bench.stage import Contender, Settings, Stage, round_of
-from loadtests.bench.subject import Subject, best_row_ms, direct
+from loadtests.bench.subject import Subject, direct
 
 MODEL = "digits"
 CONNECTIONS = (1, 16, 64)
-ROUTED, WITH_ROLLOUT = "mipgate, routed", "mipgate, routed, A/B"
 _WIRES = ("json", "binary")
 _SENT = 16
 _IDLE_CALLS = 400
 _HALF = 0.5
-_BEGINS_S, _POLL_S, _BEGUN = 10.0, 0.05, 20
-_ARM_HEADER = "x-mipgate-arm"
 
 
 def case_name(wire: str, connections: int) -> str:
@@ -45,7 +31,7 @@ def case_name(wire: str, connections: int) -> str:
 
 
 HALF_LOAD = f"{case_name('json', CONNECTIONS[-1])}, half load"
-ROLLOUT = f"{case_name('json', 16)}, rollout"
+ROLLOUT = f"{case_name('json', ROLLOUT_CONNECTIONS)}, rollout"
 
 
 def measure(settings: Settings, subject: Subject, stage: Stage) -> dict[str, Any]:
@@ -77,6 +63,7 @@ def _measure_all(
 ) -> dict[str, Any]:
     for contender in (each for wire in contenders.values() for each in wire.values()):
         contender.run(16, 1)
+    trial = trial_of(contenders["json"].get(ROUTED), subject, "json", stage)
     rounds: list[dict[str, dict[str, Sample | None]]] = []
     for number in range(settings.rounds):
         stage.look()
@@ -87,8 +74,8 @@ def _measure_all(
             for wire in _WIRES
         }
         cases[HALF_LOAD] = _half_load(contenders["json"], cases[case_name("json", CONNECTIONS[-1])], settings)
-        if ROUTED in contenders["json"]:
-            cases[ROLLOUT] = _rollout(contenders["json"][ROUTED], number, subject, stage, settings)
+        if trial:
+            cases[ROLLOUT] = trial.measure(number, settings.seconds, stage)
         rounds.append(cases)
     return {
         "model": subject.model,
@@ -110,23 +97,14 @@ def _measure_all(
 
 def _start_gateway(stage: Stage, subject: Subject, name: str, workers: int) -> Server | None:
     def probe(_: Peer) -> Request:
-        return pinned(subject, subject.reference)["json"].requests(subject.some(1))[0]
+        return subject.pinned(subject.reference)["json"].requests(subject.some(1))[0]
 
     return stage.start(name, lambda folder: gateway(folder, subject.model, workers), probe)
 
 
-def pinned(
-    subject: Subject, variant: str, parameters: Mapping[str, str | int] = MappingProxyType({})
-) -> dict[str, Wire]:
-    """How one variant of the gateway is asked."""
-    path = f"/v2/models/{subject.model}/versions/{variant}/infer"
-    told = with_key(parameters)
-    return {"json": v2_json(path, told), "binary": v2_binary(path, told)}
-
-
 def _wires(subject: Subject, server: Server) -> dict[str, Wire]:
     if server.peer.name in (GATEWAY, ONE_WORKER):
-        return pinned(subject, subject.reference)
+        return subject.pinned(subject.reference)
     return dict(server.peer.wires)
 
 
@@ -155,46 +133,6 @@ def _half_load(
         pause_ms = connections * 1e3 / (_HALF * sample.requests_per_s)
         measured[name] = contenders[name].run(connections, settings.seconds, pause_ms)
     return measured
-
-
-def _rollout(
-    routed: Contender, number: int, subject: Subject, stage: Stage, settings: Settings
-) -> dict[str, Sample | None]:
-    """Routed requests without and with an A/B rollout; the order changes with each round."""
-    run = partial(routed.run, 16, settings.seconds)
-    before = run() if number % 2 == 0 else None
-    during: Sample | None = None
-    with routed.server.awake():
-        try:
-            with ab_rollout(routed.server, subject.model, _near(subject), KEY_HEADERS):
-                _await_arms(routed)
-                during = run()
-        except RolloutError as error:
-            stage.rollout_hole = str(error)
-    return {ROUTED: before or run(), WITH_ROLLOUT: during}
-
-
-def _await_arms(routed: Contender) -> None:
-    """Waits until the rollout has begun on every worker: many answers in a row, each over its own connection.
-
-    Raises:
-        RolloutError: It does not.
-    """
-    deadline, named = time.monotonic() + _BEGINS_S, 0
-    while named < _BEGUN:
-        named = named + 1 if _ARM_HEADER in ask(routed.server.port, routed.requests[0])[2] else 0
-        if time.monotonic() > deadline:
-            raise RolloutError("answers name no arm while the rollout runs")
-        if not named:
-            time.sleep(_POLL_S)
-
-
-def _near(subject: Subject) -> str:
-    """The variant whose speed is nearest to the serving one's, so that the rollout is what costs."""
-    serving = str(subject.tiers[next(iter(subject.tiers))]["serves"])
-    speed = best_row_ms(subject.variants[serving])
-    others = [name for name in subject.variants if name != serving]
-    return min(others, key=lambda name: abs(best_row_ms(subject.variants[name]) - speed))
 
 
 def _idle(contenders: dict[str, dict[str, Contender]], subject: Subject, stage: Stage) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from loadtests.bench.peers.session import OnnxModel
-from loadtests.bench.requests import Array
-from loadtests.bench.servers import Artifact
+from loadtests.bench.requests import Array, Wire, v2_binary, v2_json
+from loadtests.bench.servers import Artifact, with_key
 from loadtests.samples import Samples, read_samples
 
+BALANCED = "balanced"
 _PLAIN_ONNX = ".onnx"
 _QUANTIZED = ("int8", "uint8")
 
@@ -61,7 +63,7 @@ class Subject:
 
     def quantized(self) -> str | None:
         """The 8-bit file that peers serve too: the one that answers `balanced`, else the fastest."""
-        balanced = self.tiers.get("balanced", {}).get("serves")
+        balanced = self.tiers.get(BALANCED, {}).get("serves")
         names = [name for name in self.variants if self._is_quantized(name)]
         if balanced in names:
             return str(balanced)
@@ -79,6 +81,13 @@ class Subject:
         name = next(iter(self.samples.inputs))
         dtype = model.dtype.name
         return Artifact(path, engine, precision, threads, name, dtype, model.row_shape, width)
+
+    def pinned(
+        self, variant: str, parameters: Mapping[str, str | int] = MappingProxyType({})
+    ) -> dict[str, Wire]:
+        """How the gateway is asked for one variant by name."""
+        path, told = f"/v2/models/{self.model}/versions/{variant}/infer", with_key(parameters)
+        return {"json": v2_json(path, told), "binary": v2_binary(path, told)}
 
     def rows(self, count: int) -> Array:
         """The first rows of the only input."""

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from loadtests.bench import overload, real, small
+from loadtests.bench import overload, real, rollout, small
 from loadtests.bench.arithmetic import MIN_ROUNDS, Outcome, Round, Rounds, Spread, case, figures, ratios
 from loadtests.bench.figures import Figure, outcomes_of, rounds_of
 from loadtests.bench.profile import CONNECTIONS as PROFILED
 from loadtests.bench.servers import GATEWAY
+from loadtests.bench.subject import BALANCED
 
 _BUSY = 0.1
 _MB = 1e6
@@ -53,7 +54,8 @@ def _small(part: Mapping[str, Any]) -> list[str]:
     rounds = rounds_of(part)
     lines = [f"## Small model: {part['model']}, {part['variant']}", ""]
     for name in _cases(rounds):
-        lines += [f"### {name}", "", *_closed(case(rounds, name), _holes_of(part, name), GATEWAY)]
+        ours = rollout.WITH_ROLLOUT if name == small.ROLLOUT else GATEWAY
+        lines += [f"### {name}", "", *_closed(case(rounds, name), _holes_of(part, name), ours)]
     lines += ["", "### One request at a time, nothing else", ""]
     idle = part["idle"].items()
     rows = [
@@ -78,7 +80,7 @@ def _profiles(taken: Mapping[str, Any]) -> list[str]:
 def _holes_of(part: Mapping[str, Any], name: str) -> dict[str, str]:
     """Why servers are missing from a case: they failed, or do not speak its wire."""
     if name == small.ROLLOUT:
-        return {small.WITH_ROLLOUT: part["rollout_hole"]} if part["rollout_hole"] else {}
+        return _rollout_holes(part)
     if name == small.HALF_LOAD:
         return {}
     wire = name.partition(",")[0]
@@ -86,15 +88,23 @@ def _holes_of(part: Mapping[str, Any], name: str) -> dict[str, str]:
     return {**part["holes"], **lacks}
 
 
+def _rollout_holes(part: Mapping[str, Any]) -> dict[str, str]:
+    return {rollout.WITH_ROLLOUT: part["rollout_hole"]} if part["rollout_hole"] else {}
+
+
 def _real(part: Mapping[str, Any]) -> list[str]:
     rounds = rounds_of(part)
     tiers = ", ".join(f"{tier} is {variant}" for tier, variant in part["tiers"].items())
-    lines = [f"## Real model: {part['model']}", "", f"On an idle gateway {tiers}.", ""]
+    served = f"On an idle gateway {tiers}."
+    if part["candidate"]:
+        served += f" The candidate of the rollout is {part['candidate']}."
+    lines = [f"## Real model: {part['model']}", "", served, ""]
     for name in _cases(rounds):
         lines += [f"### {name}", ""]
-        lines += _closed(
-            case(rounds, name), part["holes"], real.tier_name("balanced"), answers=part["answers"]
-        )
+        if name == real.ROLLOUT:
+            lines += _closed(case(rounds, name), _rollout_holes(part), rollout.WITH_ROLLOUT)
+            continue
+        lines += _closed(case(rounds, name), part["holes"], real.tier_name(BALANCED), answers=part["answers"])
     return lines + _servers(part)
 
 

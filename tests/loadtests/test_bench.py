@@ -77,7 +77,12 @@ def test_what_is_required_of_recorded_rounds(record):
     assert verdicts[f"JSON, 16 connections, over {TRITON}"] == "reached"
     assert verdicts[f"JSON, 16 connections, over {MOSEC}"] == "reached"
     assert verdicts[f"JSON, 16 connections, over {PLAIN}"] == "not reached"
-    assert verdicts["throughput kept with an active A/B rollout"] == "void"
+    kept = "throughput kept with an active A/B rollout, over"
+    assert verdicts[f"{kept} one variant alone"] == "void"
+    of_both = [each for each in required(record) if each["name"] == f"{kept} both by name without it"]
+    assert [(each["part"], each["verdict"]) for each in of_both] == [("small", "void"), ("real", "reached")]
+    assert of_both[1]["measured"] == pytest.approx([0.98, 0.97, 0.96])
+    assert "The candidate of the rollout is int8-2." in markdown(record, [])
     assert verdicts["goodput at 2x over the least of offered and best possible"] == "reached"
     assert verdicts["fewer misses at 2x than always fp32"] == "reached"
     assert verdicts["fewer misses at 3x than always fp32"] == "not reached"
