@@ -10,13 +10,15 @@ from variants.cli.output import json_option, print_json
 from variants.cli.remote import Remote, key_option, over_api_option
 from variants.cli.remote_job import run_job
 from variants.cli.show import print_model
-from variants.host import this_host
+from variants.cli.target import find_variant
+from variants.host import Host, this_host
+from variants.profile import Profile
 from variants.profiler import profile_model
 from variants.progress import reporter
 
 
 @click.command(name="profile")
-@click.argument("model")
+@click.argument("name", metavar="MODEL[/VARIANT]")
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -27,12 +29,15 @@ from variants.progress import reporter
 @over_api_option
 @key_option
 @json_option
-def command(model: str, workers: int, url: str | None, key: str | None, as_json: bool) -> None:
-    """Measure latency and quality of MODEL's variants again on this host.
+def command(name: str, workers: int, url: str | None, key: str | None, as_json: bool) -> None:
+    """Measure latency and quality of MODEL's variants, or of one, again on this host.
 
     Example: mipgate profile digits
     """
+    model, _, variant = name.partition("/")
     if url is not None:
+        if variant:
+            raise click.UsageError("a gateway measures whole models. Name MODEL alone, or leave out --url.")
         gateway = Remote(url, key)
         run_job(gateway, f"/admin/models/{model}/profile", {})
         if as_json:
@@ -40,9 +45,17 @@ def command(model: str, workers: int, url: str | None, key: str | None, as_json:
         return
     catalog, host = Catalog(), this_host(workers)
     with reporter() as progress:
-        card = profile_model(catalog, model, host, progress, again=True)
+        doubted = _profiles_of(catalog, name, host) if variant else {}
+        card = profile_model(catalog, model, host, progress, again=not variant, doubted=doubted)
     standings = assess(card, verify_artifacts(catalog, card), host)
     if as_json:
         print_json(describe(card, standings, host))
     else:
         print_model(card, standings, host)
+
+
+def _profiles_of(catalog: Catalog, name: str, host: Host) -> dict[str, list[Profile]]:
+    """What is known of one variant on this host, which is to be measured again."""
+    card, variant = find_variant(catalog, name)
+    known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
+    return {variant.version: known[variant.version]} if variant.version in known else {}
