@@ -177,3 +177,17 @@ def test_what_cannot_be_done_ends_with_1_and_says_what_there_is(
     assert ended.stderr.startswith("Error: ")
     for word in words:
         assert word in ended.stderr
+
+
+def test_one_variant_is_measured_again_and_no_other(homes: Homes) -> None:
+    before = said(homes, "show", "digits", "--json")
+    after = said(homes, "profile", "digits/pruned", "--json")
+    for old, new in zip(before["variants"], after["variants"], strict=True):
+        taken = [[profile["taken"] for profile in variant["profiles"]] for variant in (old, new)]
+        assert (taken[0] == taken[1]) == (old["name"] != "pruned"), old["name"]
+    refused = mipgate(homes, "profile", "digits/pruned", "--url", NOBODY)
+    assert refused.returncode == USAGE
+    assert "a gateway measures whole models" in refused.stderr
+    unknown = mipgate(homes, "profile", "digits/int9")
+    assert unknown.returncode == FAILED
+    assert 'no variant "int9"' in unknown.stderr
