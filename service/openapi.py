@@ -18,6 +18,7 @@ from compression.signature import Signature, TensorSpec
 from service.schemas import (
     MAX_LATENCY_MS,
     MIN_ACCURACY,
+    PRIORITY,
     STATIC_SCHEMAS,
     STICKY_KEY,
     Schema,
@@ -231,6 +232,7 @@ _INFER_HEADERS: Final[dict[str, Schema]] = {
         "name": "X-Mipgate-Allow-Degrade",
         "schema": {"type": "string", "enum": ["true", "false"]},
     },
+    "Priority": {"name": "X-Mipgate-Priority", "schema": PRIORITY},
     "StickyKey": {"name": "X-Mipgate-Sticky-Key", "schema": STICKY_KEY},
     "HeaderLength": {
         "name": "Inference-Header-Content-Length",

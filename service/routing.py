@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -297,8 +298,8 @@ def _stated_ms(parameters: Mapping[str, Any]) -> float | None:
     stated = _number(parameters, "max_latency_ms", 0.0, _LONGEST_DEADLINE_MS)
     if stated == 0.0:
         raise BadRequestError("parameter max_latency_ms is 0; expected more. Send the time you have.")
-    if stated is None and (timeout := _number(parameters, "timeout", 0.0, _LONGEST_DEADLINE_MS * 1e3)):
-        return timeout / 1e3
+    if stated is None and (timeout_us := _number(parameters, "timeout", 0.0, math.inf)):
+        return min(timeout_us / 1e3, _LONGEST_DEADLINE_MS)
     return stated
 
 
@@ -330,6 +331,8 @@ def _boolean(parameters: Mapping[str, Any], name: str) -> bool:
 def _priority(parameters: Mapping[str, Any]) -> Priority:
     value = parameters.get("priority", "interactive")
     known = PRIORITIES.get(value) if isinstance(value, str) else None
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):  # of a header
+        value = int(value)
     if known is None and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return Priority.INTERACTIVE if value <= _TRITONS_HIGHEST else Priority.BATCH
     if known is None:

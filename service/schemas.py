@@ -17,6 +17,9 @@ Schema = dict[str, Any]
 MIN_ACCURACY: Final[Schema] = {"type": "number", "minimum": 0, "maximum": 1}
 MAX_LATENCY_MS: Final[Schema] = {"type": "number", "exclusiveMinimum": 0}
 TIMEOUT_US: Final[Schema] = {"type": "number", "minimum": 0}
+PRIORITY: Final[Schema] = {
+    "anyOf": [{"type": "string", "enum": list(PRIORITIES)}, {"type": "integer", "minimum": 0}]
+}
 STICKY_KEY: Final[Schema] = {"type": "string", "minLength": 1}
 
 
@@ -52,7 +55,7 @@ def request_schema(signature: Signature, tiers: Iterable[str], raw: TensorSpec |
         "allow_degrade": {"type": "boolean"},
         "sticky_key": STICKY_KEY,
         "timeout": TIMEOUT_US,
-        "priority": {"anyOf": [names_schema(PRIORITIES), {"type": "integer", "minimum": 0}]},
+        "priority": PRIORITY,
         "binary_data_output": {"type": "boolean"},
         "top_k": {"type": "integer", "minimum": 1},
     }

@@ -57,12 +57,14 @@ class Built:
 
     Attributes:
         card: The model's card afterwards.
+        ids: What each recipe is, whether it was built now or before; those that failed have no artifact.
         fresh: Recipes that were built now.
         cached: Recipes that were found in the store by their build key.
         failures: Why the others have no artifact, by recipe.
     """
 
     card: Card
+    ids: dict[str, VariantId]
     fresh: list[str]
     cached: list[str]
     failures: dict[str, Failure]
@@ -108,7 +110,8 @@ def build(
                 raise BuildError(
                     f"the card was not written: {error}. What was built is kept; make space and build again."
                 ) from error
-    return Built(card, builds.fresh, builds.cached, builds.failures)
+    ids = {plan.recipe: builds.id(plan) for plan in prepared.plans}
+    return Built(card, ids, builds.fresh, builds.cached, builds.failures)
 
 
 @dataclass

@@ -239,6 +239,18 @@ class Catalog:
         """The lock that a build holds while artifacts of it lie in the store that no card names yet."""
         return FileLock(subfolder("locks") / f"build-{model}.lock", is_singleton=True)
 
+    def building(self) -> list[str]:
+        """Models that are being built now, into this store or, as searches and replicates, into another."""
+        found = []
+        for path in sorted(subfolder("locks").glob("build-*.lock")):
+            model = path.stem.removeprefix("build-")
+            try:
+                with self.build_lock(model).acquire(timeout=0):
+                    pass
+            except Timeout:
+                found.append(model)
+        return found
+
     def remove(self, variant: VariantId) -> None:
         """Deletes an artifact from the store.
 

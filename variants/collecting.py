@@ -94,7 +94,8 @@ def collect(
         dry_run: Only says what would be deleted.
     """
     before = bytes_of(catalog.root, mipgate_home())
-    unnamed, busy = catalog.collect(dry_run=dry_run)
+    unnamed, left_alone = catalog.collect(dry_run=dry_run)
+    busy = sorted({*left_alone, *catalog.building()})
     items = [Item(tag, "nothing refers to it", size) for tag, size in unnamed.items()]
     cached = [] if busy else list(_cached(now))  # a build may go on from any of them
     doomed = [] if busy else list(_stale(now))

@@ -5,7 +5,7 @@ Replicates live in a catalog of their own, so that they neither serve nor appear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,6 @@ from compression.data import Split
 from compression.recipe import Recipe
 from compression.signature import Array
 from variants.build import BuildError, build
-from variants.card import Card
 from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
 from variants.home import subfolder
 from variants.host import Host
@@ -26,6 +25,7 @@ from variants.quality import judged_by, truth
 from variants.runtime import open_session, reference_runtime
 from variants.samples import read_split
 from variants.spec import ModelSpec, SpecError, load_spec
+from variants.variant import VariantId
 
 _SPLITS = {"validation": VALIDATION_FILE, "test": SAMPLES_FILE}
 
@@ -111,7 +111,7 @@ def replicate(
     if built.failures:
         recipe, failure = next(iter(built.failures.items()))
         raise BuildError(f"{recipe} was not built: {failure.reason}")
-    judge = _Judge(spec, catalog, built.card, host)
+    judge = _Judge(spec, catalog, built.ids, host)
     names = [[recipe.name for recipe in row] for row in wanted]
     splits = tuple(judge.judged(split, *names) for split in _SPLITS)
     return Replicates(judge.metric.name, judge.metric.higher_is_better, chosen, splits)
@@ -129,8 +129,8 @@ def _seeded(spec: ModelSpec, name: str, seed: int) -> Recipe:
 class _Judge:
     """Replicates' answers, and what they are worth."""
 
-    def __init__(self, spec: ModelSpec, catalog: Catalog, card: Card, host: Host) -> None:
-        self._spec, self._catalog, self._card, self._host = spec, catalog, card, host
+    def __init__(self, spec: ModelSpec, catalog: Catalog, ids: Mapping[str, VariantId], host: Host) -> None:
+        self._spec, self._catalog, self._ids, self._host = spec, catalog, ids, host
         self.metric = find_metric(spec.metric)
 
     def judged(self, name: str, ours: Sequence[str], theirs: Sequence[str] = ()) -> Replicated:
@@ -147,7 +147,7 @@ class _Judge:
         )
 
     def _answers(self, recipe: str, split: Split) -> dict[str, Array]:
-        stored = self._catalog.open(self._card.find(recipe).id)
+        stored = self._catalog.open(self._ids[recipe])
         return predict(open_session(stored.model_path, reference_runtime(self._host)), split)
 
     def _values(self, seeds: Sequence[Floats]) -> tuple[float, ...]:

@@ -27,6 +27,7 @@ _JSON = {"Content-Type": "application/json"} | KEY_HEADERS
 _CREATED = http.client.CREATED
 _LONGEST_S = 3600
 _BEGINS_S, _POLL_S, _BEGUN = 10.0, 0.05, 20
+_ENDS_S = 1.0
 _ARM_HEADER = "x-mipgate-arm"
 
 
@@ -148,3 +149,4 @@ def _ab_rollout(server: Server, model: str, candidate: str) -> Iterator[None]:
         yield
     finally:
         ask(server.port, Request(f"/admin/rollouts/{number}/abort", b"{}", _JSON))
+        time.sleep(_ENDS_S)  # until every worker knows

@@ -169,7 +169,7 @@ def test_a_request_is_interactive_unless_it_says_batch_and_then_has_time() -> No
     assert reader().read({"priority": "interactive"}) == reader().default
 
 
-@pytest.mark.parametrize("value", ["urgent", "", -1, 1.5, True, None, "BATCH"])
+@pytest.mark.parametrize("value", ["urgent", "", -1, "-1", "9" * 5000, 1.5, True, None, "BATCH"])
 def test_an_unknown_priority_says_which_there_are(value: Any) -> None:
     with pytest.raises(BadRequestError, match=r"priority is .*interactive or batch"):
         reader().read({"priority": value})
@@ -178,7 +178,10 @@ def test_an_unknown_priority_says_which_there_are(value: Any) -> None:
 def test_what_tritons_clients_call_priority_and_timeout_is_understood() -> None:
     assert reader().read({"priority": 1}) == reader().read({"priority": 0}) == reader().default
     assert reader().read({"priority": 2}).priority is Priority.BATCH
+    assert reader().read({"priority": "1"}) == reader().default, "a header"
+    assert reader().read({"priority": "2"}).priority is Priority.BATCH
     assert reader().read({"timeout": 40_000}).deadline_ms == 40
+    assert reader().read({"timeout": 7_200e6}).deadline_ms == 3_600e3
     assert reader().read({"timeout": 40_000, "max_latency_ms": 10}).deadline_ms == 10
     assert reader().read({"timeout": 0}) == reader().default
     with pytest.raises(BadRequestError, match="timeout"):

@@ -109,3 +109,13 @@ def test_what_a_running_build_may_need_stays(home: Path, catalog: Catalog) -> No
         found = collect(catalog, NOW, quota_bytes=1)
     assert (names(found), found.busy) == ([], [TINY.name])
     assert len(names(collect(catalog, NOW))) == 2
+
+
+def test_replicates_of_a_model_that_only_they_know_stay_while_they_are_built(
+    home: Path, catalog: Catalog
+) -> None:
+    put(home, "replicates/elsewhere/store/model.onnx", 400)
+    with FileLock(home / "locks" / "build-elsewhere.lock"):
+        found = collect(catalog, NOW, quota_bytes=1)
+    assert (names(found), found.busy) == ([], ["elsewhere"])
+    assert names(collect(catalog, NOW, quota_bytes=1)) == ["replicates/elsewhere"]

@@ -41,6 +41,7 @@ SPEC = replace(
         Recipe(name="short", steps=(_SHORT,)),
     ),
 )
+SWAPPED = replace(SPEC, recipes=(Recipe(name="fp32"), Recipe(name="long", steps=(_SHORT,))))
 NAME = f"{__name__}:SPEC"
 
 
@@ -79,6 +80,13 @@ def test_the_command_prints_every_seed_and_a_sentence() -> None:
     assert result.exit_code == 0, result.output
     assert "seed 1" in result.output
     assert "test: long is better than short with 2 of 2 seeds, by +0." in result.output
+
+
+def test_a_recipe_that_changed_is_judged_as_it_is_now() -> None:
+    before = replicate(NAME, "long", "short", this_host(), Lines(), seeds=2)
+    now = replicate(f"{__name__}:SWAPPED", "long", None, this_host(), Lines(), seeds=2)
+    for old, new in zip(before.splits, now.splits, strict=True):
+        assert new.values == old.against != old.values
 
 
 @pytest.mark.parametrize(

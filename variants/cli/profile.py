@@ -58,4 +58,8 @@ def _profiles_of(catalog: Catalog, name: str, host: Host) -> dict[str, list[Prof
     """What is known of one variant on this host, which is to be measured again."""
     card, variant = find_variant(catalog, name)
     known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
-    return {variant.version: known[variant.version]} if variant.version in known else {}
+    if variant.version not in known:
+        raise click.ClickException(
+            f"{variant} has no profile of this host to replace. Run `mipgate profile {variant.model}`."
+        )
+    return {variant.version: known[variant.version]}
