@@ -331,7 +331,7 @@ def _boolean(parameters: Mapping[str, Any], name: str) -> bool:
 def _priority(parameters: Mapping[str, Any]) -> Priority:
     value = parameters.get("priority", "interactive")
     known = PRIORITIES.get(value) if isinstance(value, str) else None
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):  # of a header
+    if known is None and isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):  # of a header
         value = int(value)
     if known is None and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return Priority.INTERACTIVE if value <= _TRITONS_HIGHEST else Priority.BATCH

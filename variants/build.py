@@ -252,7 +252,7 @@ def _with_entries(card: Card, prepared: Prepared, builds: _Builds) -> Card:
 def _profile_missing(
     card: Card, builds: _Builds, host: Host, folder: Path, progress: Reporter
 ) -> Measurements:
-    known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
+    known = card.measured_on(host).profiles
     missing = [item for item in builds.stored.values() if item.variant.id.version not in known]
     if not missing:
         return Measurements()

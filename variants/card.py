@@ -123,11 +123,15 @@ class Card:
 
         return replace(self, entries=tuple(moved(entry) for entry in self.entries))
 
+    def measured_on(self, host: Host) -> HostProfiles:
+        """What was measured on a host; empty where nothing was."""
+        return self.hosts.get(host.fingerprint, HostProfiles(host))
+
     def with_profiles(
         self, host: Host, profiles: Mapping[str, list[Profile]], refusals: Mapping[str, dict[str, str]]
     ) -> Card:
         """The card with these profiles of this host; other variants' stay as they are."""
-        known = self.hosts.get(host.fingerprint, HostProfiles(host))
+        known = self.measured_on(host)
         merged = replace(
             known, profiles={**known.profiles, **profiles}, refusals={**known.refusals, **refusals}
         )

@@ -171,7 +171,7 @@ def profile_model(
     """
     with FileLock(subfolder("locks") / f"profiling-{model}.lock"):
         card = catalog.card(model)  # another worker may have profiled while this one waited for the lock
-        known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
+        known = card.measured_on(host).profiles
         replaced = {v for v, profiles in (doubted or {}).items() if list(profiles) == known.get(v)}
         trusted = set() if again else known.keys() - replaced
         doubt = again or bool(replaced)

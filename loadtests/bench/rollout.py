@@ -102,7 +102,10 @@ def trial_of(
     """
     if routed is None:
         return None
-    told = subject.tiers[BALANCED]
+    told = subject.tiers.get(BALANCED, {})
+    if not told.get("serves"):
+        stage.rollout_hole = f"nothing serves a tier {BALANCED}"
+        return None
     serving, floor = str(told["serves"]), float(told["min_quality_ratio"])
     speed = best_row_ms(subject.variants[serving])
     others = [

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ from loadtests.bench.figures import figures as required
 from loadtests.bench.overload import judge
 from loadtests.bench.profile import ProfileError, attributed, by_layer
 from loadtests.bench.requests import Request
+from loadtests.bench.rollout import trial_of
 from loadtests.bench.servers import ECHO, GATEWAY, MOSEC, PLAIN, TRITON
+from loadtests.bench.stage import Contender, Stage
+from loadtests.bench.subject import Subject
 from loadtests.bench.tables import markdown
 from loadtests.bench.wrk import WrkError, parse_wrk
+from loadtests.samples import Samples
 
 RECORDED = Path(__file__).parent / "bench_record.json"
 
@@ -87,6 +92,36 @@ def test_what_is_required_of_recorded_rounds(record):
     assert verdicts["fewer misses at 2x than always fp32"] == "reached"
     assert verdicts["fewer misses at 3x than always fp32"] == "not reached"
     assert verdicts["admitted and late at 3x"] == "not reached"
+
+
+def subject(tiers, ratios):
+    variants = [
+        {"name": name, "life": "released", "runtime": "r", "precision": "f32", "threads": 1}
+        | {"profiles": [{"runtime": "r", "precision": "f32", "threads": 1, "latency_ms": {"1": {"p50": ms}}}]}
+        for name, (_, ms) in ratios.items()
+    ]
+    for each, (ratio, _) in zip(variants, ratios.values(), strict=True):
+        each["profiles"][0]["quality"] = {"validation": {"ratio": ratio}}
+    rows = np.zeros((2, 4), np.float32)
+    return Subject("m", {"tiers": tiers, "variants": variants}, Samples({"x": rows}, None))
+
+
+def test_a_trial_is_against_the_nearest_that_meets_the_floor():
+    tiers = {"balanced": {"serves": "int8", "min_quality_ratio": 0.99}}
+    known = {"fp32": (1.0, 9.0), "int8": (0.995, 1.0), "near": (0.991, 2.0), "poor": (0.9, 1.1)}
+    asked = subject(tiers, known)
+    routed = Contender(None, asked.pinned("int8")["json"].requests(asked.samples))
+    stage = Stage(Path(), lambda text: None)
+    trial = trial_of(routed, asked, "json", stage)
+    assert (trial.candidate, stage.rollout_hole) == ("near", "")
+    paths = Counter(request.path for request in trial.halves.requests)
+    assert paths == {f"/v2/models/m/versions/{name}/infer": 2 for name in ("int8", "near")}
+    for lacking, why in (
+        (subject({}, known), "nothing serves"),
+        (subject(tiers, {"int8": (1, 1)}), "only int8"),
+    ):
+        assert trial_of(routed, lacking, "json", stage) is None
+        assert why in stage.rollout_hole
 
 
 def test_what_was_measured_is_paired_by_round(record):

@@ -57,7 +57,7 @@ def command(name: str, workers: int, url: str | None, key: str | None, as_json: 
 def _profiles_of(catalog: Catalog, name: str, host: Host) -> dict[str, list[Profile]]:
     """What is known of one variant on this host, which is to be measured again."""
     card, variant = find_variant(catalog, name)
-    known = card.hosts[host.fingerprint].profiles if host.fingerprint in card.hosts else {}
+    known = card.measured_on(host).profiles
     if variant.version not in known:
         raise click.ClickException(
             f"{variant} has no profile of this host to replace. Run `mipgate profile {variant.model}`."
