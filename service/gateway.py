@@ -109,7 +109,7 @@ class GatewayService(bentoml.Service[Any]):
         plane = DataPlane(
             app, self.core, repository, self.operation, settings.max_body_bytes, settings.max_json_bytes
         )
-        return self.observers.around(plane)
+        return self.observers.around(plane, self.core.lag)
 
     def _catalog(self) -> Catalog:
         """The whole store, or in a Bento only what it packed, unless it is to follow the store."""

@@ -55,7 +55,7 @@ def _unpacked(package: str, path: str) -> Path:
             (folder / "complete").touch()
         found = sorted(root.glob(path))
         assert found, f"{package} has no {path}"
-        libraries = sorted({str(library.parent) for library in root.rglob("*.so.*")})
+        libraries = sorted({str(library.parent) for library in root.rglob("*.so*")})
         starter = folder / found[-1].name
         starter.write_text(
             f'#!/bin/sh\nLD_LIBRARY_PATH={shlex.quote(":".join(libraries))} exec {found[-1]} "$@"\n'

@@ -19,8 +19,7 @@ from compression.data import Split
 from tests.conftest import Homes
 from tests.gateway import Gateway, request, running
 from variants.catalog import SAMPLES_FILE, Catalog
-from variants.host import this_host
-from variants.runtime import open_session, reference_runtime
+from variants.runtime import Runtime, open_session
 from variants.samples import read_split
 
 TIERS = ("accurate", "balanced", "fast")
@@ -85,7 +84,7 @@ def test_every_tier_meets_its_floor_over_the_test_split(
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
 def test_tritonclient_reads_what_the_runtime_computes(
-    gateway: Gateway, digits: Catalog, samples: Split, variant: str, binary: bool
+    gateway: Gateway, digits: Catalog, samples: Split, shown: dict, variant: str, binary: bool
 ) -> None:
     rows = samples.inputs["image"][:5]
     client = triton.InferenceServerClient(gateway.url.removeprefix("http://"))
@@ -102,7 +101,9 @@ def test_tritonclient_reads_what_the_runtime_computes(
         timeout=10**7,
     )
     entry = digits.card("digits").find(variant)
-    session = open_session(digits.open(entry.id).model_path, reference_runtime(this_host()))
+    serving = next(each for each in shown["variants"] if each["name"] == variant)
+    runtime = Runtime(serving["runtime"], serving["precision"], serving["threads"])
+    session = open_session(digits.open(entry.id).model_path, runtime)
     assert result.get_response()["id"] == "mine"
     np.testing.assert_allclose(
         result.as_numpy("logits"), session.run({"image": rows})[0], rtol=1e-5, atol=1e-5

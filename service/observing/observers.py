@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from service.config import Config
+from service.lag import LoopLag
 from service.metrics import Metrics
 from service.observing.drift import Drift, FindFile
 from service.observing.logs import RequestLog, configure_logs, tell_left_out
@@ -40,9 +41,9 @@ class Observers:
         """What is to be told how requests ended."""
         return [each for each in (self._tracing, self.requests, self._drift) if each is not None]
 
-    def around(self, app: App) -> App:
+    def around(self, app: App, lag: LoopLag) -> App:
         """The app with a span around each request; the app itself while traces are off."""
-        return app if self._tracing is None else TracedApp(app, self._tracing)
+        return app if self._tracing is None else TracedApp(app, self._tracing, lag)
 
     async def tick(self) -> None:
         """What is done a few times a second, off the way of requests."""

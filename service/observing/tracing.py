@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from service.config import ConfigError
 from service.errors import DeadlineError, InferenceError, ServiceError
+from service.lag import LoopLag
 from service.outcome import Outcome
 
 Scope = MutableMapping[str, Any]
@@ -42,13 +43,20 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 @dataclass(frozen=True, slots=True)
 class _Traced:
-    """A request whose spans will be sent; `epoch_ns` turns `time.perf_counter` into Unix time."""
+    """A request whose spans will be sent.
+
+    Attributes:
+        span: The request's own; those below it begin no earlier.
+        began_ns: When that began, in Unix time.
+        epoch_ns: Turns `time.perf_counter` into Unix time.
+    """
 
     span: Span
+    began_ns: int
     epoch_ns: int
 
     def unix_ns(self, moment: float) -> int:
-        return self.epoch_ns + int(moment * 1e9)
+        return max(self.began_ns, self.epoch_ns + int(moment * 1e9))
 
 
 _traced: ContextVar[_Traced | None] = ContextVar("mipgate_traced", default=None)
@@ -66,13 +74,17 @@ class Tracing:
         self._tracer = provider.get_tracer("mipgate")
         self._ended: list[tuple[_Traced, Outcome]] = []
 
-    def begin(self, scope: Scope) -> Span:
+    def begin(self, scope: Scope, began_ns: int) -> Span:
         """The span of a request, below the caller's when its headers name one."""
         carrier = _parent_headers(scope["headers"])
         parent = _PROPAGATOR.extract(carrier) if carrier else otel_context.Context()
         attributes = {"http.request.method": scope["method"], "url.scheme": scope.get("scheme", "http")}
         return self._tracer.start_span(
-            "POST /v2/models/{model}/infer", parent, SpanKind.SERVER, attributes=attributes
+            "POST /v2/models/{model}/infer",
+            parent,
+            SpanKind.SERVER,
+            attributes=attributes,
+            start_time=began_ns,
         )
 
     def served(self, outcome: Outcome) -> None:
@@ -108,7 +120,7 @@ class Tracing:
         self._add(traced, "route", outcome, outcome.arrived, queued)
         self._add(traced, "queue", outcome, queued, began)
         batch = self._add(traced, "batch", outcome, began, ended, others, {"rows": outcome.batch_rows})
-        self._add(_Traced(batch, traced.epoch_ns), "infer", outcome, began, began + outcome.infer_s)
+        self._add(replace(traced, span=batch), "infer", outcome, began, began + outcome.infer_s)
 
     def _failed(self, traced: _Traced, outcome: Outcome, error: ServiceError) -> None:
         """One span, of the step that it ended in: more is not known of a failure."""
@@ -146,18 +158,28 @@ class Tracing:
 
 
 class TracedApp:
-    """An ASGI app with a span around each inference request; the answer names the span in `traceparent`."""
+    """An ASGI app with a span around each inference request; the answer names the span in `traceparent`.
 
-    def __init__(self, app: App, tracing: Tracing) -> None:
+    Args:
+        app: What is traced.
+        tracing: Sends the spans.
+        lag: How much earlier a request came than the loop says.
+    """
+
+    def __init__(self, app: App, tracing: Tracing, lag: LoopLag) -> None:
         self._app = app
         self._tracing = tracing
+        self._lag = lag
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection event of ASGI."""
         if scope["type"] != "http" or not _is_inference(scope):
             await self._app(scope, receive, send)
             return
-        span = self._tracing.begin(scope)
+        now_ns = time.time_ns()
+        epoch_ns = now_ns - int(time.perf_counter() * 1e9)
+        began_ns = now_ns - int(self._lag.seconds * 1e9)
+        span = self._tracing.begin(scope, began_ns)
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, set_span_in_context(span, otel_context.Context()))
         header = (b"traceparent", carrier["traceparent"].encode())
@@ -169,7 +191,7 @@ class TracedApp:
             await send(message)
 
         if span.is_recording():
-            _traced.set(_Traced(span, time.time_ns() - int(time.perf_counter() * 1e9)))
+            _traced.set(_Traced(span, began_ns, epoch_ns))
         token = otel_context.attach(set_span_in_context(span))  # log lines find it there
         try:
             await self._app(scope, receive, send_traced)

@@ -287,7 +287,7 @@ def test_rm_deletes_what_has_no_traffic_and_nothing_else(homes: Homes) -> None:
     assert set(shown(homes)) == {"fp32", "int8-dynamic", "int8-static", "distilled", "pruned-distilled-int8"}
     names = {tag.partition(":")[0] for tag in listed(homes)}
     assert not {"digits.fp16", "digits.pruned"} & names
-    assert "fp16" not in python(homes, "print(json.dumps(document.to_json(card)))")
+    assert '"fp16"' not in python(homes, "print(json.dumps(document.to_json(card)))")
 
 
 # ---- collecting

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT, Homes
+from variants.catalog import Catalog
 from variants.cli.main import VERBS
 from variants.host import this_host
 from variants.runtime import ENGINES
@@ -191,3 +193,18 @@ def test_one_variant_is_measured_again_and_no_other(homes: Homes) -> None:
     unknown = mipgate(homes, "profile", "digits/int9")
     assert unknown.returncode == FAILED
     assert 'no variant "int9"' in unknown.stderr
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_variant_alone_is_not_measured_where_its_model_never_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from variants.cli import profile
+
+    elsewhere = replace(this_host(), fingerprint="elsewhere")
+    monkeypatch.setattr(profile, "this_host", lambda _: elsewhere)
+    card = Catalog().card("digits")
+    refused = CliRunner().invoke(profile.command, ["digits/pruned"])
+    assert refused.exit_code == FAILED
+    assert "has no profile of this host to replace. Run `mipgate profile digits`." in refused.output
+    assert Catalog().card("digits") == card

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from compression.signature import Signature, TensorSpec
 from service.errors import UnavailableError
 from service.inference import Listener, Outcome
+from service.lag import LoopLag
 from service.metrics import Metrics
 from service.observing.bursts import Bursts
 from service.observing.drift import Drift
@@ -99,8 +100,10 @@ async def _measure() -> dict[str, float]:
     with_caller = [(caller[0], caller[1] + flag) for flag in (b"00", b"01")]
     drift._next = 1e18
     costs = {
-        "traces on, request not sampled": await _us(TracedApp(_App(tracing), tracing), with_caller[0]),
-        "traces on, request sampled": await _us(TracedApp(_App(tracing), tracing), with_caller[1]),
+        "traces on, request not sampled": await _us(
+            TracedApp(_App(tracing), tracing, LoopLag()), with_caller[0]
+        ),
+        "traces on, request sampled": await _us(TracedApp(_App(tracing), tracing, LoopLag()), with_caller[1]),
         "log, 1% of requests": await _us(_App(RequestLog(0.01, bursts))),
         "log, every request": await _us(_App(RequestLog(1.0, bursts))),
         "log, a burst of refusals": await _us(_App(quiet, **shed)),

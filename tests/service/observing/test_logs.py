@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from service.config import Config
 from service.errors import BadRequestError, DeadlineError, InferenceError, UnavailableError
+from service.lag import LoopLag
 from service.metrics import Metrics
 from service.observing.bursts import Bursts
 from service.observing.logs import RequestLog, configure_logs, tell_left_out
@@ -275,7 +276,7 @@ def test_what_is_switched_off_is_not_there(written: Written, monkeypatch: pytest
         monkeypatch.delenv(name, raising=False)
     observers = Observers(Config(drift_share=0), "1", Catalog().card_file, Metrics(CollectorRegistry()))
     assert observers.listeners == [observers.requests]
-    assert observers.around(nobody) is nobody
+    assert observers.around(nobody, LoopLag()) is nobody
 
 
 async def nobody(*_: Any) -> None:

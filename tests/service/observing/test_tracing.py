@@ -11,6 +11,7 @@ import pytest
 
 from service.config import ConfigError
 from service.errors import DeadlineError, InferenceError, UnavailableError
+from service.lag import LoopLag
 from service.observing.tracing import (
     Message,
     Receive,
@@ -81,9 +82,12 @@ async def call(app: Any, *headers: tuple[str, str], path: str = "/v2/models/digi
     return {name.decode(): value.decode() for name, value in sent[0]["headers"]}
 
 
-def run(tracing: Tracing, *headers: tuple[str, str], **facts: Any) -> str:
+def run(tracing: Tracing, *headers: tuple[str, str], lag_s: float = 0.0, **facts: Any) -> str:
+    lag = LoopLag()
+    lag.seconds = lag_s
+
     async def scenario() -> str:
-        answer = await call(TracedApp(App(tracing, **facts), tracing), *headers)
+        answer = await call(TracedApp(App(tracing, **facts), tracing, lag), *headers)
         await asyncio.sleep(0)
         return answer["traceparent"]
 
@@ -121,6 +125,18 @@ def test_the_steps_follow_each_other_in_real_time(tracing: Tracing, collector: C
     assert {name: lengths[name] for name in STEPS} == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.parametrize(("lag_s", "began_s"), [(0.02, 0.02), (0.0, 0.0)])
+def test_a_request_that_waited_unseen_began_before_the_loop_saw_it(
+    tracing: Tracing, collector: Collector, lag_s: float, began_s: float
+) -> None:
+    seen = time.perf_counter()
+    run(tracing, ("traceparent", SAMPLED), lag_s=lag_s, arrived=seen - 0.02, started=seen + 0.005)
+    collector.wait_for(5)
+    spans = collector.of(TRACE)
+    assert spans[ROOT].start <= spans["route"].start
+    assert (spans["batch"].start - spans[ROOT].start) / 1e9 == pytest.approx(began_s + 0.005, abs=0.004)
+
+
 def test_an_unsampled_caller_is_heeded_and_still_told_of_the_trace(
     tracing: Tracing, collector: Collector
 ) -> None:
@@ -146,7 +162,7 @@ def test_a_batch_links_the_requests_that_shared_it(tracing: Tracing, collector: 
     async def scenario() -> None:
         app = App(tracing, started=started)
         app.together = asyncio.Barrier(3)
-        await asyncio.gather(*[call(TracedApp(app, tracing)) for _ in range(3)])
+        await asyncio.gather(*[call(TracedApp(app, tracing, LoopLag())) for _ in range(3)])
         await asyncio.sleep(0)
 
     asyncio.run(scenario())
@@ -181,7 +197,7 @@ def test_other_paths_have_no_spans(tracing: Tracing, collector: Collector) -> No
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    assert asyncio.run(call(TracedApp(app, tracing), path="/v2/repository/index")) == {}
+    assert asyncio.run(call(TracedApp(app, tracing, LoopLag()), path="/v2/repository/index")) == {}
     run(tracing)
     assert len(collector.wait_for(5)) == 5
 
