@@ -165,6 +165,11 @@ def _fewest(
             most = count - 1
         else:
             fewest = count + 1
+    if len(ranked) < 2:
+        raise PassRefusedError(
+            f"the graph has one operator to quantize, and without it nothing is gained; with it more than "
+            f"{max_drop:g} is lost by {judge.measure}. Raise max_drop, or use another technique."
+        )
     if kept is None:
         raise PassRefusedError(
             "with as many operators in float as leave integers at all, still more than "

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import version_converter
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
@@ -128,8 +129,9 @@ def quantized(
             },
         )
         quantizer.quantize_model()
-        quantizer.model.topological_sort()
-    made = quantizer.model.model
+    ordered = ir.from_proto(quantizer.model.model)
+    ordered.graph.sort()  # also by what the branches of an If read from outside
+    made = ir.to_proto(ordered)
     del made.metadata_props[:]
     _drop_idle_pairs(made.graph, scheme.operators, left_out)
     return OnnxModel(made, model.signature)
@@ -150,22 +152,34 @@ def _drop_idle_pairs(graph: onnx.GraphProto, operators: Collection[str], left_ou
     makers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in {*node.input, *_read_in_bodies(node)}:
             readers.setdefault(name, []).append(node)
+    returned = {value.name for value in graph.output}
     for restore in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
         rounded = makers.get(restore.input[0])
         product = makers.get(rounded.input[0]) if rounded is not None else None
         if rounded is None or product is None or product.op_type not in PRODUCTS:
             continue
         users = readers.get(restore.output[0], [])
+        is_read = bool(users) or restore.output[0] in returned
         if any(user.op_type in operators and user.name not in left_out for user in users):
             continue
-        if len(readers[rounded.output[0]]) > 1 or len(readers[rounded.input[0]]) > 1:
+        if len(readers[rounded.output[0]]) > 1 or (is_read and len(readers[rounded.input[0]]) > 1):
             continue
         graph.node.remove(rounded)
         graph.node.remove(restore)
-        product.output[0] = restore.output[0]
+        if is_read:
+            product.output[0] = restore.output[0]
     drop_unread(graph)
+
+
+def _read_in_bodies(node: onnx.NodeProto) -> Iterator[str]:
+    """What the bodies of an If, Loop or Scan read, their own tensors included."""
+    bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    for body in bodies:
+        for graph in subgraphs(body):
+            yield from (name for inner in graph.node for name in inner.input)
+            yield from (value.name for value in graph.output)
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:

@@ -23,7 +23,7 @@ from variants.card import Card
 from variants.catalog import StoredVariant
 from variants.golden import deviation, is_trusted, tolerance
 from variants.profile import Profile
-from variants.runtime import Runtime, RuntimeUnavailableError, Session, open_session
+from variants.runtime import ENGINES, Runtime, RuntimeUnavailableError, Session, open_session
 from variants.samples import read_golden
 from variants.serving_spec import ServingSpec
 from variants.transforms import Transforms
@@ -31,6 +31,7 @@ from variants.transforms import Transforms
 log = logging.getLogger("mipgate.fleet")
 
 _WARM_UP_ROWS = (1, 1, 8)
+_REMEMBERED_SHAPES = 4096
 _TABLE_ROWS = 256
 _HANGS = 4.0  # times the predicted time
 
@@ -68,8 +69,11 @@ class LoadedVariant:
         self._opening = Lock()
         self._reorder: list[int] | None = None
         inputs = spec.signature.inputs
+        self._prepares_shapes = ENGINES[self.profile.runtime].prepares_shapes
         self._free_inputs = [s.name for s in inputs if any(isinstance(axis, str) for axis in s.shape[1:])]
         self._pace = Pace(device)
+        self._prepared: set[Hashable] = set()
+        self._was_prepared = True
         self._profiled = [self.profile.predict_ms(rows) for rows in range(1, _TABLE_ROWS + 1)]
         labels = (self.id.model, self.name)
         self._inference_duration = metrics.tallies.histogram(metrics.inference_duration, *labels)
@@ -145,8 +149,19 @@ class LoadedVariant:
         """Runs one batch; outputs `(rows, ...)` in the order of the signature."""
         self.last_used = perf_counter()  # what runs now is not closed for what ran before
         session = self._session or self.open()
+        if self._prepares_shapes:
+            self._note_shapes(inputs)
         outputs = session.run(inputs)
         return outputs if self._reorder is None else [outputs[position] for position in self._reorder]
+
+    def _note_shapes(self, inputs: Mapping[str, Array]) -> None:
+        """Notes whether the runtime is prepared for these shapes: a first call says nothing of the next."""
+        shapes = tuple([array.shape for array in inputs.values()])
+        self._was_prepared = shapes in self._prepared
+        if not self._was_prepared:
+            if len(self._prepared) == _REMEMBERED_SHAPES:
+                self._prepared.clear()
+            self._prepared.add(shapes)
 
     def cancel(self) -> None:
         """Ends the batch that runs, if any, without answers; from another thread."""
@@ -174,14 +189,15 @@ class LoadedVariant:
         if not ok:
             self.blame()
             return
-        self._pace.ran(self.profiled_ms(rows), held_s * 1e3)
+        if self._was_prepared:
+            self._pace.ran(self.profiled_ms(rows), held_s * 1e3)
         if self.breaker.failures and self.breaker.answered():
             log.warning("%s answers again", self.key)
 
     def cut_off(self, rows: int, held_s: float) -> None:
         """Learns that a batch took longer than predicted; one that took many times as long hangs."""
         held_ms, predicted_ms = held_s * 1e3, self.predict_ms(rows)
-        if held_ms > predicted_ms:
+        if held_ms > predicted_ms and self._was_prepared:
             self._pace.ran(self.profiled_ms(rows), held_ms)
         if held_ms > _HANGS * predicted_ms:
             self.blame()

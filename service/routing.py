@@ -285,9 +285,10 @@ def _refusal(
             f"{deadline_ms:g} ms; the nearest is {nearest.name} with {alone_ms:.3f} ms. "
             "Send fewer rows, or give more time."
         )
+    predicted_ms = min(c.predict_ms(rows) for c in eligible)
     return UnavailableError(
-        f"what waits already takes {wait_ms:.0f} ms, more than the deadline of {deadline_ms:g} ms leaves. "
-        "Try again after Retry-After.",
+        f"what waits already takes {wait_ms:.0f} ms and this request {predicted_ms:.1f} ms as the host runs "
+        f"now, more than the deadline of {deadline_ms:g} ms leaves. Try again after Retry-After.",
         "capacity",
         wait_ms / 1e3,
     )

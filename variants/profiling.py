@@ -20,6 +20,7 @@ import psutil
 from compression.data import Split
 from compression.signature import Array
 from variants import document
+from variants.faithfulness import check_beside
 from variants.golden import deviation
 from variants.judgement import Predict, ReferenceAnswers, judge
 from variants.profile import BATCH_SIZES, Latency, Profile
@@ -67,6 +68,7 @@ def measure(job: ProfilingJob) -> Profile:
 
     Raises:
         RuntimeUnavailableError: The runtime refuses the artifact.
+        UnfaithfulRuntimeError: It computes something else than the file says.
         ValueError: The outputs are not finite, or the metric does not fit them.
     """
     process = psutil.Process()
@@ -78,7 +80,10 @@ def measure(job: ProfilingJob) -> Profile:
     load_s = time.perf_counter() - started
     session.run(first_row)
     memory = max(0, process.memory_info().rss - before)
-    latency = time_batches(session, {size: repeat_rows(validation, size) for size in BATCH_SIZES})
+    batches = {size: repeat_rows(validation, size) for size in BATCH_SIZES}
+    if job.runtime.engine != job.reference_runtime.engine:
+        check_beside(session, open_session(job.artifact, job.reference_runtime), batches)
+    latency = time_batches(session, batches)
     answers = ReferenceAnswers(job.folder, _reference(job))
     return Profile(
         runtime=job.runtime.engine,

@@ -23,6 +23,8 @@ ort.set_default_logger_severity(3)
 
 _OPENVINO_LIBRARY = "mipgate_openvino"
 _OPENVINO_EP = "OpenVINOExecutionProvider"
+# Prepared kernels that a session keeps; by default it keeps those of every shape that it ever saw.
+_OPENVINO_KERNELS = 1000
 
 
 class RuntimeUnavailableError(Exception):
@@ -85,11 +87,13 @@ class Engine:
         precisions: The arithmetics that it offers on a host.
         why_missing: Why it cannot run here, or None when it can.
         configure: Adds it to session options.
+        prepares_shapes: Whether the first call with new shapes takes far longer than those that follow.
     """
 
     precisions: Callable[[Host], tuple[str, ...]]
     why_missing: Callable[[], str | None]
     configure: Callable[[ort.SessionOptions, Runtime], None]
+    prepares_shapes: bool = False
 
 
 def _cpu_precisions(_: Host) -> tuple[str, ...]:
@@ -143,10 +147,17 @@ def _openvino_why_missing() -> str | None:
 
 
 def _configure_openvino(options: ort.SessionOptions, runtime: Runtime) -> None:
-    # Without the hint OpenVINO computes in bf16 wherever the CPU can, even for an FP32 file.
     properties = {
-        "CPU": {"INFERENCE_PRECISION_HINT": runtime.precision, "INFERENCE_NUM_THREADS": runtime.threads}
+        "CPU": {
+            # Without the hint OpenVINO computes in bf16 wherever the CPU can, even for an FP32 file.
+            "INFERENCE_PRECISION_HINT": runtime.precision,
+            "INFERENCE_NUM_THREADS": runtime.threads,
+            # Pinned, the calling threads of all workers would share the first core.
+            "ENABLE_CPU_PINNING": "NO",
+            "CPU_RUNTIME_CACHE_CAPACITY": _OPENVINO_KERNELS,
+        }
     }
+    options.intra_op_num_threads = 1  # OpenVINO has threads of its own
     options.add_provider_for_devices(_openvino_devices()[:1], {"load_config": json.dumps(properties)})
     # `get_providers()` lists the CPU provider in any case and proves nothing; this makes a fallback an error.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -154,7 +165,9 @@ def _configure_openvino(options: ort.SessionOptions, runtime: Runtime) -> None:
 
 ENGINES: dict[str, Engine] = {
     "onnxruntime-cpu": Engine(_cpu_precisions, _cpu_never_missing, _configure_cpu),
-    "onnxruntime-openvino": Engine(_openvino_precisions, _openvino_why_missing, _configure_openvino),
+    "onnxruntime-openvino": Engine(
+        _openvino_precisions, _openvino_why_missing, _configure_openvino, prepares_shapes=True
+    ),
 }
 
 REFERENCE_ENGINE = "onnxruntime-cpu"

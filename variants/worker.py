@@ -127,7 +127,11 @@ def _cause(returncode: int, tail: deque[str]) -> str:
     if returncode == -signal.SIGKILL:
         return "the process was killed; the machine probably ran out of memory. Build with fewer --jobs."
     if returncode < 0:
-        return f"the process died of {signal.Signals(-returncode).name}. Last words: {' | '.join(tail)}"
+        words = f"Last words: {' | '.join(tail)}" if tail else "It said nothing."
+        return (
+            f"the process died of {signal.Signals(-returncode).name}, a fault of a library on this graph. "
+            f"{words} Leave this recipe or runtime out."
+        )
     if not tail:
         return f"the process ended with status {returncode} and said nothing"
     if _DISK_FULL in tail[-1]:

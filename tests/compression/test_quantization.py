@@ -23,7 +23,7 @@ from compression.recipe import Recipe, step
 from compression.registry import make_pass
 from compression.signature import Signature, TensorSpec
 from compression.training import Training
-from tests.compression.foreign_graphs import WEIGHT, WIDE, X, looping, model, node, value
+from tests.compression.foreign_graphs import LAST, WEIGHT, WIDE, X, looping, model, node, value
 from tests.compression.small_digits import accuracy, silent
 
 DYNAMIC = DynamicInt8(DynamicInt8Settings())
@@ -275,3 +275,35 @@ def test_what_only_the_body_of_a_loop_reads_stays_stored(name: str) -> None:
     rows = context.splits.validation
     right, close = (infer(each, rows, len(rows))[0] for each in (graph, artifact))
     assert np.linalg.norm(close - right) < 0.2 * np.linalg.norm(right)
+
+
+@pytest.mark.parametrize("is_read_outside", [False, True])
+def test_what_a_branch_reads_from_outside_is_still_computed(is_read_outside: bool) -> None:
+    branches = {
+        name: helper.make_graph(
+            [node("MatMul", ["h", f"{name}_w"], [f"{name}_y"])],
+            name,
+            [],
+            [value(f"{name}_y", ["N", LAST.shape[1]])],
+            [numpy_helper.from_array(weight, f"{name}_w")],
+        )
+        for name, weight in (("then_branch", LAST), ("else_branch", -LAST))
+    }
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("ReduceMean", ["h" if is_read_outside else "x"], ["mean"], keepdims=0),
+        node("Greater", ["mean", "zero"], ["is_positive"]),
+        node("If", ["is_positive"], ["y"], **branches),
+    ]
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", LAST.shape[1]])]
+    proto = importing.normalized(model(nodes, *ends, w=WEIGHT, zero=np.zeros((), np.float32)))
+    inputs, outputs = (
+        (TensorSpec(end.name, "float32", ("N", end.type.tensor_type.shape.dim[1].dim_value)),)
+        for (end,) in ends
+    )
+    graph = OnnxModel(proto, Signature(inputs, outputs))
+    rows = Split({"x": X})
+    context = PassContext(divided(rows), None, {}, Training(), 0, silent)
+    artifact = compress(Recipe(name="branched", steps=(step("int8-static"),)), graph, context).artifact
+    right, close = (infer(each, rows, len(rows))[0] for each in (graph, artifact))
+    assert np.linalg.norm(close - right) < 0.05 * np.linalg.norm(right)

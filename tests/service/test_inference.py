@@ -31,6 +31,7 @@ from service.inference import Inference
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import Metrics
 from service.outcome import Outcome
+from service.pace import DevicePace, Pace
 from service.protocol import InferRequest
 from service.rollout.evidence import ArmTally, Feedback
 from service.rollout.rollout import CANDIDATE, PRIMARY, Arm, Kind, Phase, Rollout
@@ -479,3 +480,27 @@ def test_a_deadline_that_passed_is_said_and_counted(fleet: Fleet, model: LoadedM
             assert not [s for s in samples if s.labels.get("outcome") == "ok" and s.value]
 
     on_loop(scenario)
+
+
+# ---- shapes that a runtime prepares itself for
+
+
+def test_the_first_call_with_new_shapes_tells_nothing_of_the_pace(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = model.variants["fp32"]
+    monkeypatch.setattr(variant, "_pace", Pace(DevicePace()))
+    monkeypatch.setattr(variant, "profiled_ms", lambda rows: 2.0)
+    slow = 2 * variant.predict_ms(3)
+
+    def batch(rows: int) -> float:
+        variant.run(request(rows).inputs)
+        variant.executed(rows, 1, slow / 1e3, slow / 1e3, True)
+        return variant.predict_ms(3)
+
+    monkeypatch.setattr(variant, "_prepares_shapes", True)
+    assert [batch(3), batch(5)] == [2.0, 2.0]
+    assert batch(3) > 2.0
+    monkeypatch.setattr(variant, "_pace", Pace(DevicePace()))
+    monkeypatch.setattr(variant, "_prepares_shapes", False)
+    assert batch(7) > 2.0

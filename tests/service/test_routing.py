@@ -396,6 +396,6 @@ def test_where_time_is_scarce_the_cheapest_answers_or_none_and_not_the_shortest_
 
     assert at(False).version.startswith("fp32@")
     assert at(True).version.startswith("int8@")
-    with pytest.raises(UnavailableError, match="what waits already takes 20 ms"):
+    with pytest.raises(UnavailableError, match=r"waits already takes 20 ms and this request 2\.0 ms"):
         at(True, time_left=15.0)  # FP32 would be in time, at the cost of four others
     assert at(True, time_left=15.0, is_open=False).version.startswith("fp32@")  # late for the opening alone

@@ -107,7 +107,7 @@ def test_a_spec_is_found_by_its_own_name(home: Path) -> None:
 
 BUILT, MODULE = "", "takes a torch module, and this model is an ONNX file"
 INSIDE = "inside a Scan, Loop or If"
-LOSES = "still more than 0.01 is lost"
+LOSES = "more than 0.01 is lost"
 # Eighteen rows of a small random graph decide: its rounding, which is the processor's, may tip them.
 EITHER = "either"
 QUANTIZED, WEIGHTS = "is quantized already", "quantized already"

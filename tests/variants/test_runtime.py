@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,25 @@ def test_a_session_answers_by_position_and_by_name(double: Path) -> None:
 def test_a_batch_may_have_any_length(double: Path, rows: int) -> None:
     batch = np.ones((rows, 3), np.float32)
     assert [len(output) for output in open_session(double, CPU).run({"x": batch})] == [rows, rows]
+
+
+@needs_openvino
+def test_openvino_leaves_the_calling_thread_where_it_may_run(double: Path) -> None:
+    """Pinned, the threads of all workers would share the first core."""
+    session = open_session(double, OPENVINO)
+    batch = {"x": np.ones((50_000, 3), np.float32)}
+
+    def call() -> None:
+        for _ in range(200):
+            session.run(batch)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    seen = set()
+    while caller.is_alive():
+        with suppress(ProcessLookupError):
+            seen.add(frozenset(os.sched_getaffinity(caller.native_id or 0)))
+    assert seen == {frozenset(os.sched_getaffinity(0))}
 
 
 def test_an_unknown_engine_is_refused_with_those_that_exist(double: Path) -> None:
