@@ -103,6 +103,9 @@ class Config(BaseSettings):
     log_requests: float = Field(
         0.01, ge=0, le=1, description="Share of the answered requests that get a line in the log."
     )
+    log_requests_per_s: float = Field(
+        20.0, gt=0, description="Most lines of answered requests in a second, per worker."
+    )
     drift_share: float = Field(
         1.0, ge=0, le=1, description="Share of the requests that drift is watched on; 0 for none."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -125,9 +125,10 @@ class Inference:
         try:
             course.slo = model.slo.read(parameters)
             course.deadline = arrived + course.slo.deadline_ms / 1e3
-            course.request, course.transform_s = await self.transforming.before(
-                model, request, course.deadline
-            )
+            if model.has_transforms:
+                course.request, course.transform_s = await self.transforming.before(
+                    model, request, course.deadline
+                )
             done = await self._answer(course, parameters)
         except asyncio.CancelledError:
             self._count(course, "client_error")
@@ -206,14 +207,24 @@ class Inference:
         experiments.fell_through(part, error)
         return None
 
-    async def _run(self, course: _Course, variant: LoadedVariant, deadline: float) -> Completed:
-        """Runs a request; a long one in parts, so that it bounds neither memory nor the others' waiting."""
+    def _run(self, course: _Course, variant: LoadedVariant, deadline: float) -> Awaitable[Completed]:
+        """Runs a request."""
+        request, rows = course.request, course.request.rows
+        if course.watch is not None and not self.scheduler.is_inline(variant, rows):
+            course.watch()
+        if variant.is_open and rows <= variant.max_batch_rows:
+            return self.scheduler.submit(variant, request.inputs, rows, deadline, course.slo.priority)
+        return self._run_apart(course, variant, deadline)
+
+    async def _run_apart(self, course: _Course, variant: LoadedVariant, deadline: float) -> Completed:
+        """Opens the variant for a request, and runs a long one in parts.
+
+        So it bounds neither memory nor the others' waiting.
+        """
         if not variant.is_open:
             await variant.ensure_open()
         request, priority, submit = course.request, course.slo.priority, self.scheduler.submit
         rows, most = request.rows, variant.max_batch_rows
-        if course.watch is not None and not self.scheduler.is_inline(variant, rows):
-            course.watch()
         if rows <= most:
             return await submit(variant, request.inputs, rows, deadline, priority)
         parts: list[asyncio.Future[Completed]] = []
@@ -235,22 +246,20 @@ class Inference:
         assert route is not None  # it was answered
         if course.suspect is not None and course.suspect is not route.variant:
             course.suspect.blame()
-        names = (spec.name for spec in model.card.spec.signature.outputs)
-        outputs = self.transforming.after(model, request, dict(zip(names, done.outputs, strict=True)))
+        outputs = dict(zip(model.own_outputs, done.outputs, strict=True))
+        if model.has_transforms:
+            outputs = self.transforming.after(model, request, outputs)
+        variant, tier, arm = route.variant, course.slo.tier.name, course.arm
+        queue_s, total_s = done.queue_s, perf_counter() - course.arrived
         outcome = Outcome(
-            course.request_id, model, route.variant, course.slo.tier.name, course.arm, request,
-            outputs, None, course.arrived, course.transform_s, done.started, done.batch_rows, done.queue_s,
-            done.infer_s, perf_counter() - course.arrived, route.degraded_from,
+            course.request_id, model, variant, tier, arm, request,
+            outputs, None, course.arrived, course.transform_s, done.started, done.batch_rows, queue_s,
+            done.infer_s, total_s, route.degraded_from,
         )  # fmt: skip
-        self._count(course, "ok")
-        metrics, variant = self.metrics, outcome.variant
-        metrics.tallies.histogram(
-            metrics.request_duration, model.name, variant.name, outcome.tier, outcome.arm
-        ).observe(outcome.total_s)
-        variant.queue_duration.observe(outcome.queue_s)
-        variant.statistics.answered(request.rows, outcome.queue_s, outcome.total_s)
-        if outcome.degraded_from is not None:
-            metrics.tallies.counter(metrics.degraded, model.name, outcome.degraded_from, variant.name).inc()
+        variant.answered(tier, arm, request.rows, queue_s, total_s)
+        if route.degraded_from is not None:
+            metrics = self.metrics
+            metrics.tallies.counter(metrics.degraded, model.name, route.degraded_from, variant.name).inc()
         if self.experiments is not None:
             self.experiments.answered(course.part, outcome)
         for listener in self.listeners:

@@ -14,10 +14,11 @@ from service.breaker import Breaker
 from service.errors import InferenceError, NotFoundError, UnavailableError
 from service.isolation import check_rows
 from service.metrics import Metrics
-from service.pace import DevicePace, Pace
+from service.pace import TELLING_MS, DevicePace, Pace
 from service.protocol import RequestDecoder
 from service.routing import Candidate, SloReader
 from service.statistics import Statistics
+from service.tally import CounterTally, HistogramTally
 from variants.assessment import Standing
 from variants.card import Card
 from variants.catalog import StoredVariant
@@ -76,9 +77,11 @@ class LoadedVariant:
         self._was_prepared = True
         self._profiled = [self.profile.predict_ms(rows) for rows in range(1, _TABLE_ROWS + 1)]
         labels = (self.id.model, self.name)
+        self._metrics = metrics
         self._inference_duration = metrics.tallies.histogram(metrics.inference_duration, *labels)
         self._batch_size = metrics.tallies.histogram(metrics.batch_size, *labels)
-        self.queue_duration = metrics.tallies.histogram(metrics.queue_duration, *labels)
+        self._queue_duration = metrics.tallies.histogram(metrics.queue_duration, *labels)
+        self._answers: dict[tuple[str, str], tuple[CounterTally, HistogramTally]] = {}
         self.candidate = Candidate(self.version, self.name, standing.ratio, self.predict_ms, self.profiled_ms)
         self.deviation = self._replay()
 
@@ -170,7 +173,8 @@ class LoadedVariant:
 
     def predict_ms(self, rows: int) -> float:
         """Predicted time of a batch, as this host runs now."""
-        return self._pace.corrected_ms(self.profiled_ms(rows))
+        profiled_ms = self.profiled_ms(rows)
+        return profiled_ms if profiled_ms < TELLING_MS else self._pace.corrected_ms(profiled_ms)
 
     def profiled_ms(self, rows: int) -> float:
         """Time of a batch by the profile."""
@@ -193,6 +197,21 @@ class LoadedVariant:
             self._pace.ran(self.profiled_ms(rows), held_s * 1e3)
         if self.breaker.failures and self.breaker.answered():
             log.warning("%s answers again", self.key)
+
+    def answered(self, tier: str, arm: str, rows: int, queue_s: float, total_s: float) -> None:
+        """Counts a request that was answered in time."""
+        tallies = self._answers.get((tier, arm))
+        if tallies is None:
+            metrics, labels = self._metrics, (self.id.model, self.name, tier, arm)
+            tallies = self._answers[tier, arm] = (
+                metrics.tallies.counter(metrics.requests, *labels, "ok"),
+                metrics.tallies.histogram(metrics.request_duration, *labels),
+            )
+        answers, duration = tallies
+        answers.inc()
+        duration.observe(total_s)
+        self._queue_duration.observe(queue_s)
+        self.statistics.answered(rows, queue_s, total_s)
 
     def cut_off(self, rows: int, held_s: float) -> None:
         """Learns that a batch took longer than predicted; one that took many times as long hangs."""
@@ -220,7 +239,7 @@ class LoadedVariant:
             )  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)
 class LoadedModel:
     """A model as this worker serves it.
 
@@ -233,6 +252,8 @@ class LoadedModel:
         variants: By `recipe@build`, and by recipe for the build that a bare name means.
         candidates: What the router may choose from.
         refused: Why a variant does not serve, by recipe and `recipe@build`.
+        own_outputs: Names of the model's own outputs, in order.
+        has_transforms: Whether anything is done before or after it.
         doubted: Profiles by `recipe@build` whose quality the golden rows call in question.
         inflight: Requests that arrived and are not answered yet.
     """
@@ -247,6 +268,12 @@ class LoadedModel:
     refused: dict[str, str] = field(default_factory=dict)
     doubted: dict[str, list[Profile]] = field(default_factory=dict)
     inflight: int = 0
+    own_outputs: tuple[str, ...] = field(init=False)
+    has_transforms: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.own_outputs = tuple(spec.name for spec in self.card.spec.signature.outputs)
+        self.has_transforms = self.transforms != Transforms()
 
     @classmethod
     def without_variants(cls, card: Card, transforms: Transforms) -> LoadedModel:

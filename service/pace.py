@@ -11,7 +11,7 @@ from math import exp, log
 _DEVICE_RATE, _OWN_RATE, _SPREAD_RATE = 0.15, 0.03, 0.05
 _FORGETTING = 0.999  # of a variant's own factor: what all have in common belongs to the device
 _LOWEST, _HIGHEST = log(1 / 4), log(64.0)
-_TELLING_MS = 1.0  # shorter batches tell of the interpreter, not of the device: the profile stands
+TELLING_MS = 1.0  # shorter batches tell of the interpreter, not of the device: the profile stands
 _WIDEST = 1.0
 
 
@@ -43,7 +43,7 @@ class Pace:
 
     def corrected_ms(self, profiled_ms: float) -> float:
         """The time that a batch takes now, by the time that its profile has."""
-        if profiled_ms < _TELLING_MS:
+        if profiled_ms < TELLING_MS:
             return profiled_ms
         return profiled_ms * self._own * self._device.factor
 
@@ -54,7 +54,7 @@ class Pace:
             profiled_ms: Its time by the profile.
             took_ms: The time that it held the device.
         """
-        if profiled_ms < _TELLING_MS:
+        if profiled_ms < TELLING_MS:
             return
         device = self._device
         observed = min(max(log(took_ms / profiled_ms), _LOWEST), _HIGHEST) if took_ms > 0 else _LOWEST

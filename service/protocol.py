@@ -42,9 +42,9 @@ class RequestedOutput:
     binary: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # frozen, it would take three times as long to make
 class InferRequest:
-    """A request that fits its model's signature.
+    """A request that fits its model's signature. Nobody changes it.
 
     Attributes:
         id: The client's id, printable ASCII; None when it gave none (or an empty one).
@@ -113,8 +113,8 @@ class RequestDecoder:
         inputs = self._inputs(document.get("inputs"), tail)
         raw = self._raw if self._raw is not None and self._raw.name in inputs else None
         self._check(inputs, raw)
-        parameters = _parameters(document)
-        binary_output = parameters.pop("binary_data_output", False)
+        parameters = _parameters(document) if "parameters" in document else {}
+        binary_output = parameters.pop("binary_data_output", False) if parameters else False
         if type(binary_output) is not bool:
             raise BadRequestError(
                 f"parameter binary_data_output is {quoted(binary_output)}; expected a boolean. "
@@ -123,20 +123,22 @@ class RequestDecoder:
         batched = self._batch_input if raw is None else raw.name
         rows = inputs[batched].shape[0] if batched is not None else 1
         outputs = self._outputs(document["outputs"], binary_output) if "outputs" in document else ()
-        return InferRequest(
-            _id(document), inputs, rows, outputs, binary_output, parameters, is_raw=raw is not None
-        )
+        request_id = _id(document["id"]) if "id" in document else None
+        return InferRequest(request_id, inputs, rows, outputs, binary_output, parameters, raw is not None)
 
     def _inputs(self, tensors: object, tail: BinaryTail | None) -> dict[str, Array]:
         if type(tensors) is not list:
             raise BadRequestError('the request has no list "inputs". Send {"inputs": [{"name": ..., ...}]}.')
         arrays: dict[str, Array] = {}
+        readers = self._readers
         for tensor in tensors:
-            reader = self._reader(tensor)
-            name = reader.spec.name
-            if name in arrays:
+            name = tensor.get("name") if type(tensor) is dict else None
+            reader = readers.get(name) if type(name) is str else None
+            if reader is None or tensor.get("datatype") != reader.datatype:
+                raise self._misfit(tensor)
+            if reader.spec.name in arrays:
                 raise BadRequestError(f'input "{name}" is there twice. Send each input once.')
-            arrays[name] = _read(reader, tensor, tail)
+            arrays[reader.spec.name] = _read(reader, tensor, tail)
         if tail is not None:
             tail.check_used_up()
         return arrays
@@ -164,22 +166,21 @@ class RequestDecoder:
         if len(self._fitting) < MAX_REMEMBERED_SHAPES:
             self._fitting.add(shapes)
 
-    def _reader(self, tensor: object) -> TensorReader:
+    def _misfit(self, tensor: object) -> BadRequestError:
+        """Why an input is none of this model's."""
         if type(tensor) is not dict:
-            raise BadRequestError(
+            return BadRequestError(
                 f"an input is {quoted(tensor)}; expected an object. Send its name, datatype, shape and data."
             )
         name = tensor.get("name")
-        reader = self._readers.get(name) if type(name) is str else None
-        if reader is None:
+        if type(name) is not str or name not in self._readers:
             known = _listing(self._readers)
-            raise BadRequestError(f"unknown input {quoted(name)}. This model takes {known}.")
-        if tensor.get("datatype") != reader.datatype:
-            given = quoted(tensor["datatype"]) if "datatype" in tensor else "none"
-            raise BadRequestError(
-                f'input "{name}" has datatype {given}; expected "{reader.datatype}". Send values of that.'
-            )
-        return reader
+            return BadRequestError(f"unknown input {quoted(name)}. This model takes {known}.")
+        given = quoted(tensor["datatype"]) if "datatype" in tensor else "none"
+        expected = self._readers[name].datatype
+        return BadRequestError(
+            f'input "{name}" has datatype {given}; expected "{expected}". Send values of that.'
+        )
 
     def _outputs(self, wanted: object, binary_output: bool) -> tuple[RequestedOutput, ...]:
         if type(wanted) is not list:
@@ -376,8 +377,7 @@ def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _id(document: dict[str, Any]) -> str | None:
-    given = document.get("id", "")
+def _id(given: object) -> str | None:
     if type(given) is not str or len(given) > MAX_ID_LENGTH or not (given.isascii() and given.isprintable()):
         raise BadRequestError(
             f"id is {quoted(given)}; expected at most {MAX_ID_LENGTH} characters of printable ASCII. "

@@ -112,7 +112,7 @@ class Queue(Generic[J]):
 
     def push(self, job: J) -> None:
         """Adds a request where its deadline belongs."""
-        if not self.jobs or self.jobs[-1] < job:
+        if not self.jobs or self.jobs[-1].deadline < job.deadline or self.jobs[-1] < job:
             self.jobs.append(job)
         else:
             insort(self.jobs, job)
@@ -127,9 +127,9 @@ class Queue(Generic[J]):
 
     def work_ms(self, more_rows: int = 0) -> float:
         """Predicted time of all that waits here, and of so many rows more."""
-        return self._work_ms(self.rows + more_rows)
+        return self._batches_ms(self.rows + more_rows)
 
-    def _work_ms(self, rows: int) -> float:
+    def _batches_ms(self, rows: int) -> float:
         most = self.variant.max_batch_rows
         if rows <= most:
             return self.variant.predict_ms(rows)
@@ -140,7 +140,7 @@ class Queue(Generic[J]):
         """Predicted time of what surely runs here until a request of so many rows is done, it included."""
         place = bisect_right(self.jobs, deadline, key=attrgetter("deadline"))
         before = place if self.rows == len(self.jobs) else sum([job.rows for job in self.jobs[:place]])
-        return self._work_ms(before + rows)
+        return self._batches_ms(before + rows)
 
     def fit(self, now: float, margin: float) -> tuple[int, int]:
         """Requests of the next batch, and their rows: the first, and what its deadline has room for.
@@ -194,7 +194,7 @@ class Backlog(Generic[T]):
 
     def work_ms(self) -> float:
         """Predicted time of all that waits."""
-        return sum(queue.work_ms() for queue in self.queues.values())
+        return sum([queue.work_ms() for queue in self.queues.values()])
 
     @property
     def is_pressing(self) -> bool:

@@ -26,7 +26,8 @@ _LOOK_S = 0.05
 # A queue shorter than this share of the time that is left changes no decision.
 _UNHURRIED = 0.1
 
-_Terms = tuple[str, float, float | None, float]
+# Who answers, or may, and what a request asks of it. Objects, not names: what was loaded anew is another.
+_Terms = tuple[LoadedModel | LoadedVariant, float, float | None, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,25 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What requests of the same terms cost on each step down, and the ratios there."""
+    """What requests of the same terms cost on each step down, and the ratios there; a pinned one has none."""
 
     costs_ms: tuple[float, ...]
-    ratios: tuple[float, ...]
+    ratios: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """What was chosen a moment ago, for as many rows and the same terms, while little waited.
+
+    Attributes:
+        route: Where the request went.
+        needs_ms: What it takes there.
+        plan: What it costs.
+    """
+
+    route: Route
+    needs_ms: float
+    plan: _Plan
 
 
 class Router:
@@ -58,7 +74,7 @@ class Router:
         self._clock = clock
         self._demand = Demand(clock())
         self._plans: dict[_Terms, _Plan] = {}
-        self._usual: dict[tuple[_Terms, int], tuple[Route, float, _Plan]] = {}
+        self._usual: dict[tuple[_Terms, int], _Usual] = {}
         self._looked = 0.0
 
     def route(
@@ -83,28 +99,30 @@ class Router:
             UnavailableError: Nothing can now.
         """
         now, rows = self._clock(), request.rows
-        terms = (model.name, slo.floor, slo.degraded_floor, slo.deadline_ms)
-        if pinned is None:
-            usual = self._usual.get((terms, rows))
-            if usual is not None and now - self._looked <= _LOOK_S:
-                route, needs_ms, plan = usual
-                if self._is_unhurried(route.variant, needs_ms, (deadline - now) * 1e3):
-                    self._demand.offer(plan.costs_ms, rows)
-                    return route
-        lowered = self._offered(model, pinned, slo, terms, rows, now)
+        time_left_ms = (deadline - now) * 1e3
+        terms = (model if pinned is None else pinned, slo.floor, slo.degraded_floor, slo.deadline_ms)
+        usual = self._usual.get((terms, rows))
+        if (
+            usual is not None
+            and now - self._looked <= _LOOK_S
+            and self._is_unhurried(usual.route.variant, usual.needs_ms, time_left_ms)
+        ):
+            self._demand.offer(usual.plan.costs_ms, rows)
+            return usual.route
+        if now - self._looked > _LOOK_S:
+            self._look(now)
+        plan = self._plan(model, pinned, slo, terms)
+        lowered = self._offered(plan, rows)
         load = self._load(model, slo, request, deadline, now, lowered)
         if pinned is None:
             route = self._choose(model, model.allowed(now), slo, request, load, now)
-            if lowered is None and not load.is_scarce and route.degraded_from is None:
-                needs_ms = route.variant.predict_ms(rows)
-                if self._is_unhurried(route.variant, needs_ms, load.time_left_ms):
-                    self._usual[terms, rows] = route, needs_ms, self._plans[terms]
-            return route
-        if not pinned.breaker.allows(now):
-            raise _open_circuit(pinned.key, pinned.breaker.until - now)
-        admit(slo, request.rows, pinned.candidate, load)
-        pinned.breaker.asked(now)
-        return Route(pinned)
+            is_usual = lowered is None and not load.is_scarce and route.degraded_from is None
+        else:
+            route, is_usual = self._admit(pinned, slo, rows, load, now), True
+        needs_ms = route.variant.predict_ms(rows)
+        if is_usual and self._is_unhurried(route.variant, needs_ms, time_left_ms):
+            self._usual[terms, rows] = _Usual(route, needs_ms, plan)
+        return route
 
     def elsewhere(
         self,
@@ -153,6 +171,13 @@ class Router:
             and self._scheduler.wait_ms() + needs_ms <= _UNHURRIED * time_left_ms
         )
 
+    def _admit(self, pinned: LoadedVariant, slo: Slo, rows: int, load: Load, now: float) -> Route:
+        if not pinned.breaker.allows(now):
+            raise _open_circuit(pinned.key, pinned.breaker.until - now)
+        admit(slo, rows, pinned.candidate, load)
+        pinned.breaker.asked(now)
+        return Route(pinned)
+
     def _choose(
         self,
         model: LoadedModel,
@@ -189,32 +214,25 @@ class Router:
             time_left_ms, completion_ms, wait_ms, lowered, is_scarce, lambda c: variants[c.version].is_open
         )
 
-    def _offered(
-        self,
-        model: LoadedModel,
-        pinned: LoadedVariant | None,
-        slo: Slo,
-        terms: _Terms,
-        rows: int,
-        now: float,
-    ) -> float | None:
-        """Counts what a request costs; returns the floor that degrading requests have now, if any."""
-        if now - self._looked > _LOOK_S:
-            self._look(now)
-        if pinned is not None:
-            self._demand.offer((work_ms(pinned.candidate, slo.deadline_ms),), rows)
-            return None
+    def _plan(self, model: LoadedModel, pinned: LoadedVariant | None, slo: Slo, terms: _Terms) -> _Plan:
+        """What requests of these terms cost, worked out once between two looks."""
         plan = self._plans.get(terms)
         if plan is None:
-            steps = ladder(slo, model.candidates)
-            plan = self._plans[terms] = _Plan(
-                tuple(work_ms(each, slo.deadline_ms) for each in steps), tuple(each.ratio for each in steps)
-            )
-        if not plan.ratios:
-            return None
-        self._demand.offer(plan.costs_ms, rows)
+            if pinned is not None:
+                plan = _Plan((work_ms(pinned.candidate, slo.deadline_ms),))
+            else:
+                steps = ladder(slo, model.candidates)
+                costs_ms = tuple(work_ms(each, slo.deadline_ms) for each in steps)
+                plan = _Plan(costs_ms, tuple(each.ratio for each in steps))
+            self._plans[terms] = plan
+        return plan
+
+    def _offered(self, plan: _Plan, rows: int) -> float | None:
+        """Counts what a request costs; returns the floor that degrading requests have now, if any."""
+        if plan.costs_ms:  # else nothing can answer it
+            self._demand.offer(plan.costs_ms, rows)
         step = self._demand.level.step
-        return plan.ratios[min(step, len(plan.ratios) - 1)] if step else None
+        return plan.ratios[min(step, len(plan.ratios) - 1)] if step and plan.ratios else None
 
     def _look(self, now: float) -> None:
         self._looked = now

@@ -124,12 +124,24 @@ class Access:
         """
         if role is not Role.INFER:
             return self.check_operation(headers, peer, role, counts)
+        sent = one_header(headers, b"authorization")
+        return self.check_inference(None if sent is None else sent.encode("latin-1"), counts)
+
+    def check_inference(self, authorization: bytes | None, counts: bool = True) -> Principal:
+        """Lets an inference pass, or not, whose headers were read.
+
+        Args:
+            authorization: The value of that header, which was there once, or None.
+            counts: As for `check`.
+
+        Raises:
+            ServiceError: As for `check`.
+        """
         if self._is_open:
             return ANYONE
-        sent = one_header(headers, b"authorization")
-        if sent is None:
+        if authorization is None:
             raise UnauthorizedError(_NO_KEY)
-        return self.identify(_bearer(sent), role, counts)
+        return self.identify(_bearer(authorization), Role.INFER, counts)
 
     def check_operation(self, headers: Headers, peer: Peer, role: Role, counts: bool = True) -> Principal:
         """Lets a request to the admin API pass, or not: even looking is for nobody from elsewhere.
@@ -145,7 +157,7 @@ class Access:
         """
         sent = one_header(headers, b"authorization")
         if sent is not None:
-            return self.identify(_bearer(sent), role, counts)
+            return self.identify(_bearer(sent.encode("latin-1")), role, counts)
         if self._has_keys:
             raise UnauthorizedError(_NO_KEY)
         self._require_this_machine(headers, peer)
@@ -294,8 +306,9 @@ def _provider(settings: Config) -> Provider | None:
     )
 
 
-def _bearer(sent: str) -> bytes:
-    scheme, _, credential = sent.partition(" ")
-    if scheme.lower() != "bearer" or not credential.strip():
+def _bearer(sent: bytes) -> bytes:
+    scheme, _, credential = sent.partition(b" ")
+    credential = credential.strip()
+    if scheme.lower() != b"bearer" or not credential:
         raise UnauthorizedError("the Authorization header is not read. Send `Authorization: Bearer KEY`.")
-    return credential.strip().encode("latin-1")
+    return credential

@@ -40,23 +40,35 @@ class RequestLog:
 
     Args:
         share: Share of the answered requests that get a line, 0 to 1.
-        bursts: Bounds the lines.
+        bursts: Bounds the lines of others.
+        lines_per_s: Most lines of answered requests in a second.
         draw: Numbers from 0 to 1.
     """
 
-    def __init__(self, share: float, bursts: Bursts, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        share: float,
+        bursts: Bursts,
+        lines_per_s: float = 20.0,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
         self._share = share
+        self._seconds_per_line = 1 / lines_per_s
+        self._next = 0.0
         self._bursts = bursts
         self._draw = draw
 
     def served(self, outcome: Outcome) -> None:
         """Tells of a request that ended, if it is worth a line."""
+        is_sampled = self._is_sampled(outcome)
+        if outcome.error is None and outcome.degraded_from is None and not is_sampled:
+            return
         names = {"model": outcome.model.name, "variant": outcome.variant.name, "tier": outcome.tier}
         if outcome.error is not None:
             self._end(outcome.error, **names, arm=outcome.arm, request_id=outcome.request_id)
         elif outcome.degraded_from is not None:
             self._decide("degrade", wanted=outcome.degraded_from, **names, request_id=outcome.request_id)
-        if outcome.error is None and self._share and self._draw() < self._share:
+        if is_sampled:
             requests.info(
                 "request",
                 **names,
@@ -68,6 +80,13 @@ class RequestLog:
                 total_ms=round(outcome.total_s * 1e3, 3),
                 request_id=outcome.request_id,
             )
+
+    def _is_sampled(self, outcome: Outcome) -> bool:
+        """Whether an answered request gets a line: by its share, and not many of them in a second."""
+        if outcome.error is not None or outcome.arrived < self._next or self._draw() >= self._share:
+            return False
+        self._next = outcome.arrived + self._seconds_per_line
+        return True
 
     def refused(self, error: ServiceError, model: str, tier: str, request_id: str) -> None:
         """Tells of a request that no variant was found for."""

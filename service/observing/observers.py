@@ -30,7 +30,7 @@ class Observers:
             ConfigError: The environment asks for traces in a way that is not here.
         """
         self._bursts = configure_logs(settings.log_format, settings.log_level)
-        self.requests = RequestLog(settings.log_requests, self._bursts)
+        self.requests = RequestLog(settings.log_requests, self._bursts, settings.log_requests_per_s)
         self._tracing = tracing_from_environment(worker)
         self._drift = None
         if settings.drift_share:

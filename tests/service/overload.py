@@ -55,6 +55,12 @@ class Variant:
         return None
 
 
+class Model(SimpleNamespace):
+    """Stands for a loaded model, and is known by its identity as that is."""
+
+    __hash__ = object.__hash__
+
+
 @dataclass
 class Counts:
     """What became of the offered requests."""
@@ -173,7 +179,7 @@ def simulate(policy: str, rate: float, seconds: float = 10.0, seed: int = 0, jit
     pace.spread = jitter
     device = Device(counts, chance, pace, jitter)
     variants = {name: Variant(name, *terms) for name, terms in PYRAMID.items()}
-    model: Any = SimpleNamespace(
+    model: Any = Model(
         name="m",
         variants=variants,
         candidates=[each.candidate for each in variants.values()],

@@ -35,6 +35,7 @@ def gateway(homes: Homes, collector: Collector) -> Iterator[Gateway]:
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_TRACES_SAMPLER": "parentbased_always_off",
         "MIPGATE_LOG_REQUESTS": "1",
+        "MIPGATE_LOG_REQUESTS_PER_S": "1e9",
         "MIPGATE_DRIFT_ROWS_PER_S": "100000",
     }
     with running(homes, **settings) as gateway:

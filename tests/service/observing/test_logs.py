@@ -69,7 +69,7 @@ def written(clock: Clock) -> Iterator[Written]:
 
 
 def requests(written: Written, share: float = 0.0, draw: float = 0.5) -> RequestLog:
-    return RequestLog(share, written.bursts, lambda: draw)  # type: ignore[attr-defined]
+    return RequestLog(share, written.bursts, 1e9, lambda: draw)  # type: ignore[attr-defined]
 
 
 def test_loggers_of_the_standard_library_write_the_same_lines(written: Written) -> None:
