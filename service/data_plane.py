@@ -37,7 +37,7 @@ from service.outcome import Outcome
 from service.protocol import InferRequest, encode
 from service.repository import Repository
 from service.routing import SLO_HEADERS
-from service.wire import write_at_once
+from service.wire import header_lines, headers_of, write_at_once
 
 log = logging.getLogger("mipgate.data_plane")
 
@@ -52,8 +52,9 @@ _MAX_PATH = 2048
 _AUTHORIZATION = b"authorization"
 _MEDIA_TYPES = (b"application/json", b"application/octet-stream")
 _NO_ENCODING = (b"", b"identity")
-_JSON: Headers = [(b"content-type", b"application/json")]
-_BINARY: Headers = [(b"content-type", b"application/octet-stream")]
+_JSON = b"content-type: application/json\r\n"
+_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+_REQUEST_ID = b"x-mipgate-request-id: %b\r\n"
 _MAX_ROUTES = 4096
 _SAFE = ("GET", "HEAD")
 _OPEN = "/v2/health/"  # probes carry no keys
@@ -87,10 +88,11 @@ class DataPlane:
         self._operation = operation
         self._access = operation.access
         self._max_body = max_body_bytes
+        self._telling_digits = len(str(max_body_bytes))  # a length of fewer is none too long
         self._max_json = max_json_bytes
         self._small = min(_SMALL_BODY, max_json_bytes)
         self._targets: dict[str, Target] = {}
-        self._response_headers: dict[tuple[str, str, bool, str], Headers] = {}
+        self._response_lines: dict[tuple[str, str, bool, str], bytes] = {}
         self._generation = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,13 +114,11 @@ class DataPlane:
         except ClientGoneError:
             log.debug("the client left before its answer was there")
         except ServiceError as error:
-            headers = [*error.headers(), (b"x-mipgate-request-id", self._id(scope).encode())]
-            await _send_json(send, error.status, {"error": str(error)}, headers)
+            await _send_error(send, error, _REQUEST_ID % self._id(scope).encode())
         except Exception:
             request_id = self._id(scope)
             log.exception("request %s to %s failed", request_id, scope["path"][:200])
-            headers = [(b"x-mipgate-request-id", request_id.encode())]
-            await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, headers)
+            await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, _REQUEST_ID % request_id.encode())
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """BentoML's part, but for metrics and operation; no body is larger than here."""
@@ -138,7 +138,7 @@ class DataPlane:
             except ClientGoneError:
                 return
             except ServiceError as error:
-                await _send_json(send, error.status, {"error": str(error)}, error.headers())
+                await _send_error(send, error)
                 return
         await self._app(scope, receive, send)
 
@@ -199,11 +199,15 @@ class DataPlane:
         payload, json_length = encode(
             model.name, answer.variant.version, request_id, request, answer.outputs, model.signature, said
         )
-        headers = self._headers(answer, json_length)
-        headers.append((b"x-mipgate-request-id", request_id.encode()))
-        headers.append((b"server-timing", _timing(answer)))
-        headers.append((b"content-length", str(len(payload)).encode()))
-        await _write(send, 200, headers, payload)
+        lines = b"%b%b%bserver-timing: %b\r\ncontent-length: %d\r\n" % (
+            _JSON if json_length is None else _BINARY % json_length,
+            self._said_lines(answer),
+            _REQUEST_ID % request_id.encode(),
+            _timing(answer),
+            len(payload),
+        )
+        if not write_at_once(send, 200, lines, payload):
+            await _write(send, 200, lines, payload)
 
     def _id(self, scope: Scope) -> str:
         """What a request that fails is called: as in the log, if it came so far."""
@@ -245,7 +249,7 @@ class DataPlane:
             role = Role.OPERATE if path.rstrip("/").endswith(_OPERATIONS) else Role.INFER
             self._access.check(scope["headers"], scope["client"], role)
         body = await self._read_body(receive) if scope["method"] == "POST" else b""
-        await _send_json(send, 200, await self._repository.answer(scope, path, body), [])
+        await _send_json(send, 200, await self._repository.answer(scope, path, body))
 
     def _find(self, path: str) -> Target:
         """Model and pinned variant of an infer path; found ones are remembered."""
@@ -279,7 +283,8 @@ class DataPlane:
             )
         if headers.get(b"content-encoding", b"") not in _NO_ENCODING:
             raise MediaTypeError("compressed bodies are not read here. Send the body uncompressed.")
-        if self._is_too_long(headers.get(b"content-length", b"0")):
+        size = headers.get(b"content-length", b"")
+        if len(size) >= self._telling_digits and self._is_too_long(size):
             raise self._too_large()
         length = headers.get(b"inference-header-content-length")
         if length is not None and not (length.isdigit() and len(length) <= _LONGEST_LENGTH):
@@ -312,7 +317,7 @@ class DataPlane:
 
     def _is_too_long(self, length: bytes) -> bool:
         """Whether this is the length of a body that is not taken; zeros may lead it."""
-        digits = length if len(length) <= _LONGEST_LENGTH else length.lstrip(b"0")
+        digits = length.lstrip(b"0")
         return digits.isdigit() and (len(digits) > _LONGEST_LENGTH or int(digits) > self._max_body)
 
     def _too_large(self) -> TooLargeError:
@@ -320,20 +325,20 @@ class DataPlane:
             f"the body is larger than {self._max_body} bytes. Send less, or raise MIPGATE_MAX_BODY_BYTES."
         )
 
-    def _headers(self, answer: Outcome, json_length: int | None) -> Headers:
+    def _said_lines(self, answer: Outcome) -> bytes:
+        """What the headers say of who answered: the same for many requests."""
         key = (answer.variant.name, answer.tier, answer.degraded, answer.arm)
-        fixed = self._response_headers.get(key)
-        if fixed is None:
-            fixed = self._response_headers[key] = [
+        lines = self._response_lines.get(key)
+        if lines is None:
+            headers = [
                 (b"x-mipgate-variant", answer.variant.name.encode()),
                 (b"x-mipgate-tier", answer.tier.encode()),
                 (b"x-mipgate-degraded", b"true" if answer.degraded else b"false"),
             ]
             if answer.arm:
-                fixed.append((b"x-mipgate-arm", answer.arm.encode()))
-        if json_length is None:
-            return _JSON + fixed
-        return [*_BINARY, *fixed, (b"inference-header-content-length", str(json_length).encode())]
+                headers.append((b"x-mipgate-arm", answer.arm.encode()))
+            lines = self._response_lines[key] = header_lines(headers)
+        return lines
 
 
 def _is_ours(path: str) -> bool:
@@ -347,13 +352,18 @@ def _timing(answer: Outcome) -> bytes:
     return b"transform;dur=%.3f, %b" % (answer.transform_s * 1e3, timing)
 
 
-async def _send_json(send: Send, status: int, document: Any, headers: Headers) -> None:
+async def _send_error(send: Send, error: ServiceError, lines: bytes = b"") -> None:
+    await _send_json(send, error.status, {"error": str(error)}, header_lines(error.headers()) + lines)
+
+
+async def _send_json(send: Send, status: int, document: Any, lines: bytes = b"") -> None:
     body = orjson.dumps(document)
-    length = (b"content-length", str(len(body)).encode())
-    await _write(send, status, [*_JSON, length, *headers], body)
+    lines = b"%bcontent-length: %d\r\n%b" % (_JSON, len(body), lines)
+    if not write_at_once(send, status, lines, body):
+        await _write(send, status, lines, body)
 
 
-async def _write(send: Send, status: int, headers: Headers, payload: bytes) -> None:
-    if not write_at_once(send, status, headers, payload):
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": payload})
+async def _write(send: Send, status: int, lines: bytes, payload: bytes) -> None:
+    """An answer that could not be written at once."""
+    await send({"type": "http.response.start", "status": status, "headers": headers_of(lines)})
+    await send({"type": "http.response.body", "body": payload})

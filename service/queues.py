@@ -127,7 +127,10 @@ class Queue(Generic[J]):
 
     def work_ms(self, more_rows: int = 0) -> float:
         """Predicted time of all that waits here, and of so many rows more."""
-        return self._batches_ms(self.rows + more_rows)
+        rows = self.rows + more_rows
+        return (
+            self.variant.predict_ms(rows) if rows <= self.variant.max_batch_rows else self._batches_ms(rows)
+        )
 
     def _batches_ms(self, rows: int) -> float:
         most = self.variant.max_batch_rows

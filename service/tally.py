@@ -1,14 +1,15 @@
 """Counts that are kept in memory and written to Prometheus a few times a second.
 
 In multiprocess mode each increment locks, checks the process and packs two numbers into a mapped file: five
-of them took a quarter of a small request's time. A tally adds up in plain numbers; `Tallies.flush` writes
-the sums. Only the event loop counts and flushes; a load in another thread may make new tallies meanwhile.
+of them took a quarter of a small request's time. A tally notes what it is told; `Tallies.flush` adds up and
+writes the sums. Only the event loop notes and flushes; a load in another thread may make new ones meanwhile.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Callable
 
+import numpy as np
 from prometheus_client import Counter, Histogram
 
 
@@ -33,30 +34,29 @@ class CounterTally:
 
 
 class HistogramTally:
-    """One labelled histogram."""
+    """One labelled histogram.
 
-    __slots__ = ("_bounds", "_child", "_counts", "_sum")
+    Attributes:
+        observe: Adds one observation: as cheap as can be, for it is called several times per request.
+    """
+
+    __slots__ = ("_child", "_values", "observe")
 
     def __init__(self, child: Histogram) -> None:
         self._child = child
-        self._bounds: list[float] = child._upper_bounds
-        self._counts = [0] * len(self._bounds)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Adds one observation."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self._values: list[float] = []
+        self.observe: Callable[[float], None] = self._values.append
 
     def flush(self) -> None:
         """Writes what was observed. The client library has no public way to add many at once."""
-        for position, count in enumerate(self._counts):
-            if count:
-                self._child._buckets[position].inc(count)
-                self._counts[position] = 0
-        if self._sum:
-            self._child._sum.inc(self._sum)
-            self._sum = 0.0
+        if not self._values:
+            return
+        values = np.array(self._values)
+        self._values.clear()
+        counts = np.bincount(np.searchsorted(self._child._upper_bounds, values))
+        for position in np.flatnonzero(counts):
+            self._child._buckets[position].inc(int(counts[position]))
+        self._child._sum.inc(float(values.sum()))
 
 
 class Tallies:

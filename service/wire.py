@@ -1,7 +1,11 @@
-"""Answers written at once: uvicorn writes head and body apart, two system calls, and checks every header."""
+"""Answers written at once: uvicorn writes head and body apart, two system calls, and checks every header.
+
+Their headers are lines from the start, as they go over the wire, so that nobody puts them together anew.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -14,13 +18,41 @@ _STATUS_LINES = {
 }
 
 
-def write_at_once(send: Any, status: int, headers: Headers, payload: bytes) -> bool:
+def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as lines, each with its end."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def headers_of(lines: bytes) -> Headers:
+    """The headers that stand in lines."""
+    pairs = (line.partition(b": ") for line in lines.split(b"\r\n") if line)
+    return [(name, value) for name, _, value in pairs]
+
+
+class _ServersOwn:
+    """The lines of uvicorn's own headers, which it makes anew once a second."""
+
+    def __init__(self) -> None:
+        self._headers: Headers = []
+        self._lines = b""
+
+    def lines(self, headers: Headers) -> bytes:
+        """The lines, put together once for the same list."""
+        if headers is not self._headers:
+            self._headers, self._lines = headers, header_lines(headers)
+        return self._lines
+
+
+_servers_own = _ServersOwn()
+
+
+def write_at_once(send: Any, status: int, lines: bytes, payload: bytes) -> bool:
     """Writes a whole answer with one call, where nothing stands between here and uvicorn.
 
     Args:
         send: ASGI's.
         status: Of HTTP.
-        headers: Names in lower case and values, checked: nothing of a client's that could end a line.
+        lines: Headers, names in lower case, checked: nothing of a client's that could end a line.
         payload: The body, whose length is among the headers.
 
     Returns:
@@ -36,13 +68,8 @@ def write_at_once(send: Any, status: int, headers: Headers, payload: bytes) -> b
         return False
     if cycle.disconnected:
         return True
-    lines = [_STATUS_LINES[status]]
-    for name, value in cycle.default_headers:
-        lines += (name, b": ", value, b"\r\n")
-    for name, value in headers:
-        lines += (name, b": ", value, b"\r\n")
-    lines += (b"\r\n", payload)
-    cycle.transport.write(b"".join(lines))
+    own = _servers_own.lines(cycle.default_headers)
+    cycle.transport.write(b"".join((_STATUS_LINES[status], own, lines, b"\r\n", payload)))
     cycle.response_started = cycle.response_complete = True
     cycle.message_event.set()
     cycle.on_response()

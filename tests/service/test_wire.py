@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from service.wire import write_at_once
+from service.wire import header_lines, write_at_once
 
 HEADERS = [(b"content-type", b"text/plain"), (b"x-a", b"1"), (b"content-length", b"5")]
 
@@ -28,7 +28,7 @@ class App:
         while message.get("more_body"):
             message = await receive()
         if scope["path"] == "/at-once":
-            self.written.append(write_at_once(send, self.status, HEADERS, b"hello"))
+            self.written.append(write_at_once(send, self.status, header_lines(HEADERS), b"hello"))
             if self.written[-1]:
                 return
         await send({"type": "http.response.start", "status": self.status, "headers": HEADERS})
@@ -102,4 +102,4 @@ def test_what_stands_between_is_not_passed_by() -> None:
     async def send(message: Any) -> None:
         raise NotImplementedError
 
-    assert not write_at_once(send, 200, HEADERS, b"hello")
+    assert not write_at_once(send, 200, header_lines(HEADERS), b"hello")
