@@ -37,7 +37,7 @@ from service.outcome import Outcome
 from service.protocol import InferRequest, encode
 from service.repository import Repository
 from service.routing import SLO_HEADERS
-from service.wire import header_lines, headers_of, write_at_once
+from service.wire import header_lines, headers_of, read_at_once, write_at_once
 
 log = logging.getLogger("mipgate.data_plane")
 
@@ -223,7 +223,9 @@ class DataPlane:
         """The decoded request, and what it asks for: parameters win over headers."""
         try:
             header_length, parameters = self._read_headers(headers)
-            body = await self._read_body(receive)
+            body = read_at_once(receive)
+            if body is None:
+                body = await self._read_body(receive)
             if len(body) <= self._small:
                 request = model.decoder.decode(body, header_length)
             else:
@@ -235,6 +237,8 @@ class DataPlane:
 
     async def _decode_large(self, model: LoadedModel, body: bytes, header_length: int | None) -> InferRequest:
         """Decodes in a thread what would hold up everybody else."""
+        if len(body) > self._max_body:
+            raise self._too_large()
         length = len(body) if header_length is None else header_length
         if length > self._max_json:
             raise TooLargeError(

@@ -21,13 +21,13 @@ from bentoml.models import BentoModel
 from service.config import config
 from service.data_plane import App, DataPlane
 from service.fleet import Fleet
+from service.http_protocol import take_protocol
 from service.inference import Inference
 from service.metrics import Metrics
 from service.observing.observers import Observers
 from service.operation import Operation
 from service.predict import predict
 from service.repository import Repository
-from service.request_head import bound_heads
 from service.scheduler import Limits, Scheduler
 from service.state.database import Database, StateAwayError, StateNewerError, StateUrlError
 from service.ticking import Ticking
@@ -103,7 +103,7 @@ class GatewayService(bentoml.Service[Any]):
         metrics.started(worker, settings.max_queue_requests)
         log.info("worker %d of %d, %d threads each", worker, workers, host.threads)
         _quicken()
-        bound_heads()
+        take_protocol()
         spread_connections(shared / "connections", worker, workers)
         repository = Repository(fleet, follow_s=0.0 if workers == 1 else 2 * _TICK_S)
         plane = DataPlane(

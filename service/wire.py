@@ -1,6 +1,8 @@
-"""Answers written at once: uvicorn writes head and body apart, two system calls, and checks every header.
+"""Bodies read and answers written at once, where nothing stands between here and uvicorn.
 
-Their headers are lines from the start, as they go over the wire, so that nobody puts them together anew.
+ASGI has a coroutine for each part of a body; most are there as a whole before anyone asks. uvicorn writes
+head and body of an answer apart, two system calls, and checks every header. The headers here are lines from
+the start, as they go over the wire, so that nobody puts them together anew.
 """
 
 from __future__ import annotations
@@ -44,6 +46,27 @@ class _ServersOwn:
 
 
 _servers_own = _ServersOwn()
+
+
+def read_at_once(receive: Any) -> bytes | None:
+    """The body of a request, where uvicorn has all of it.
+
+    Args:
+        receive: ASGI's; nobody asked it for anything yet.
+
+    Returns:
+        None where it has to be asked: more is to come, the client left or waits to be told to go on, or
+        another server or a layer stands between.
+    """
+    cycle = getattr(receive, "__self__", None)
+    if type(cycle) is not RequestResponseCycle:
+        return None
+    if cycle.more_body or cycle.disconnected or cycle.response_complete or cycle.waiting_for_100_continue:
+        return None
+    body, cycle.body = cycle.body, bytearray()
+    cycle.flow.resume_reading()
+    cycle.message_event.clear()  # what is asked for next is whether the client left
+    return bytes(body)
 
 
 def write_at_once(send: Any, status: int, lines: bytes, payload: bytes) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import uvicorn
 
-from service.wire import header_lines, write_at_once
+from service.wire import header_lines, headers_of, read_at_once, write_at_once
 
 HEADERS = [(b"content-type", b"text/plain"), (b"x-a", b"1"), (b"content-length", b"5")]
 
@@ -22,8 +23,14 @@ class App:
     def __init__(self) -> None:
         self.status = 200
         self.written: list[bool] = []
+        self.read: list[bool] = []
+        self.waits = False
+        self.then: list[str] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].startswith("/read"):
+            await self._tell_body(receive, send)
+            return
         message = {"more_body": True}
         while message.get("more_body"):
             message = await receive()
@@ -33,6 +40,21 @@ class App:
                 return
         await send({"type": "http.response.start", "status": self.status, "headers": HEADERS})
         await send({"type": "http.response.body", "body": b"hello"})
+
+    async def _tell_body(self, receive: Any, send: Any) -> None:
+        """Answers with the body, and whether it was there at once."""
+        body = read_at_once(receive)
+        self.read.append(body is not None)
+        if body is None:
+            message, body = {"more_body": True}, b""
+            while message.get("more_body"):
+                message = await receive()
+                body += message["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        if self.waits:
+            self.then.append((await receive())["type"])
+        await send({"type": "http.response.body", "body": b""})
 
 
 @pytest.fixture
@@ -103,3 +125,49 @@ def test_what_stands_between_is_not_passed_by() -> None:
         raise NotImplementedError
 
     assert not write_at_once(send, 200, header_lines(HEADERS), b"hello")
+
+
+def test_a_body_that_is_there_is_read_at_once_and_none_of_it_again(app: App, port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    for body in (b"one", b"", b"three"):
+        connection.request("POST", "/read", body)
+        assert connection.getresponse().read() == body
+    connection.close()
+    assert app.read == [True] * 3
+
+
+@pytest.mark.parametrize("expects", [False, True])
+def test_a_body_that_is_still_on_its_way_is_waited_for(app: App, port: int, expects: bool) -> None:
+    expecting = b"expect: 100-continue\r\n" if expects else b""
+    head = b"POST /read HTTP/1.1\r\nhost: here\r\n%bcontent-length: 10\r\n\r\n" % expecting
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head + (b"" if expects else b"01234"))
+        if expects:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 100")
+        else:
+            while not app.read:
+                pass
+        connection.sendall(b"0123456789" if expects else b"56789")
+        received = b""
+        while not received.endswith(b"\r\n0\r\n\r\n"):
+            received += connection.recv(65536)
+    assert b"0123456789" in received
+    assert app.read == [False]
+
+
+def test_who_read_at_once_still_hears_that_the_client_left(app: App, port: int) -> None:
+    app.waits = True
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"POST /read HTTP/1.1\r\nhost: here\r\ncontent-length: 1\r\n\r\nx")
+        assert b"x" in connection.recv(65536)
+        assert app.then == []
+    for _ in range(1000):
+        if app.then:
+            break
+        time.sleep(0.01)
+    assert app.then == ["http.disconnect"]
+
+
+def test_lines_hold_the_headers_that_they_were_made_of() -> None:
+    headers = [(b"x-a", b"1: 2"), (b"x-b", b"")]
+    assert headers_of(header_lines(headers)) == headers

@@ -9,7 +9,7 @@ import httpx
 
 from tests.conftest import Homes
 from tests.gateway import Gateway, running
-from tests.service.test_request_head import answer, endless
+from tests.service.test_http_protocol import answer, endless
 
 FORWARDED = {"x-forwarded-for": "203.0.113.9"}
 

@@ -1,11 +1,20 @@
-"""Bounds the head of a request: uvicorn's parser reads one of any length, and keeps it in memory."""
+"""uvicorn's side of a connection, as the gateway needs it.
+
+The head of a request is bounded: uvicorn's parser reads one of any length, and keeps it in memory. And an
+inference goes straight to the gateway's app, past uvicorn's search for what proxies say of the client. No
+answer depends on that; traces name the scheme of the connection itself.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from uvicorn.config import HTTP_PROTOCOLS
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MOST_HEAD_BYTES = 64 * 1024
+_INFERENCE = "/infer"
 _MESSAGE = b'{"error":"the request line and headers are longer than %d bytes. Send less."}' % MOST_HEAD_BYTES
 _REFUSAL = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
@@ -17,15 +26,20 @@ class HeadTooLongError(Exception):
     """The head of a request is longer than is taken."""
 
 
-class BoundedHead(HttpToolsProtocol):
-    """uvicorn's protocol with an end to request line, headers and trailers: `MOST_HEAD_BYTES`.
+class GatewayProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with an end to request line, headers and trailers, and a short way for inference.
 
-    What came since the last end of a head or part of a body is counted by reads, not by headers. Only a head
-    that shares its first read with an earlier request may be longer, by that read.
+    The end is `MOST_HEAD_BYTES`. What came since the last end of a head or part of a body is counted by
+    reads, not by headers. Only a head that shares its first read with an earlier request may be longer, by
+    that read.
     """
 
     _unended = 0  # bytes
     _is_too_long = False
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._inner = self.app.app if isinstance(self.app, ProxyHeadersMiddleware) else self.app
 
     def data_received(self, data: bytes) -> None:
         """Parses what came; ends the connection of a head that does not end."""
@@ -51,6 +65,12 @@ class BoundedHead(HttpToolsProtocol):
         self._unended = 0
         super().on_body(body)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Has a request answered: an inference by the app inside."""
+        if app is self.app and cycle.scope["path"].endswith(_INFERENCE):
+            app = self._inner
+        super()._start_asgi_task(cycle, app)
+
     def send_400_response(self, msg: str) -> None:
         """Answers what the parser does not take."""
         if self._is_too_long:
@@ -69,10 +89,10 @@ class BoundedHead(HttpToolsProtocol):
         self.transport.close()
 
 
-def bound_heads() -> None:
-    """Has every uvicorn of this process take `BoundedHead`, from its next start on.
+def take_protocol() -> None:
+    """Has every uvicorn of this process take `GatewayProtocol`, from its next start on.
 
     BentoML makes the `uvicorn.Config` itself, without `http=`, and has no option that gets there. What "auto"
     means is looked up in this table when the server starts, which is after BentoML has asked for our app.
     """
-    HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHead.__name__}"
+    HTTP_PROTOCOLS["auto"] = f"{__name__}:{GatewayProtocol.__name__}"
