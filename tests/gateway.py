@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -28,15 +29,26 @@ def free_port() -> int:
 
 
 class Gateway:
-    """One `bentoml serve`."""
+    """One `bentoml serve`; over TLS with the `cert.pem` and `key.pem` of a folder."""
 
     def __init__(
-        self, homes: Homes, *, workers: int = 1, service: str = SERVICE, folder: Path = ROOT, **settings: str
+        self,
+        homes: Homes,
+        *,
+        workers: int = 1,
+        service: str = SERVICE,
+        folder: Path = ROOT,
+        tls: Path | None = None,
+        **settings: str,
     ) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
+        self.trusts: ssl.SSLContext | bool = True
         self.log = homes.mipgate / f"gateway-{self.port}.log"
         command = [sys.executable, "-m", "bentoml", "serve", service, "--port", str(self.port)]
+        if tls is not None:
+            self.trusts = ssl.create_default_context(cafile=tls / "cert.pem")
+            command += ["--ssl-certfile", str(tls / "cert.pem"), "--ssl-keyfile", str(tls / "key.pem")]
         environment = (
             homes.environment | {"MIPGATE_WORKERS": str(workers), "MIPGATE_CONTAINER": "no"} | settings
         )
@@ -50,7 +62,7 @@ class Gateway:
         while time.monotonic() < end:
             assert self.process.poll() is None, self.log.read_text()
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/v2/health/ready", timeout=5).is_success:
+                if httpx.get(f"{self.url}/v2/health/ready", timeout=5, verify=self.trusts).is_success:
                     return
             time.sleep(0.05)
         raise AssertionError(self.log.read_text())
@@ -74,7 +86,8 @@ class Gateway:
         self, row: np.ndarray, version: str | None = None, **parameters: str | float | bool
     ) -> httpx.Response:
         path = "digits" if version is None else f"digits/versions/{version}"
-        return httpx.post(f"{self.url}/v2/models/{path}/infer", json=request(row, **parameters), timeout=30)
+        url = f"{self.url}/v2/models/{path}/infer"
+        return httpx.post(url, json=request(row, **parameters), timeout=30, verify=self.trusts)
 
 
 def _is_worker(process: psutil.Process) -> bool:
