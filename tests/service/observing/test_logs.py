@@ -125,6 +125,15 @@ def test_the_least_that_is_told_can_be_set(written: Written) -> None:
 # ---- requests
 
 
+def test_answered_requests_get_no_more_lines_in_a_second_than_are_wanted(written: Written) -> None:
+    log = RequestLog(1.0, written.bursts, 10.0, lambda: 0.0)  # type: ignore[attr-defined]
+    for arrived in (100.0, 100.05, 100.11, 100.12, 100.3):
+        log.served(outcome(arrived=arrived))
+    assert len(written.lines) == 3
+    log.served(outcome(arrived=100.31, error=InferenceError("boom"), outputs=None))
+    assert len(written.lines) == 4  # failures have bounds of their own
+
+
 def test_a_share_of_the_answered_requests_gets_a_line(written: Written) -> None:
     requests(written, 0.25, 0.25).served(outcome())
     requests(written, 0.0, 0.0).served(outcome())
