@@ -150,6 +150,25 @@ def test_a_revoked_key_is_closed_as_soon_as_it_is_heard_of(tmp_path: Path) -> No
     assert outcome(made, [bearer(shown)], REMOTE, Role.ADMIN) == 401
 
 
+def test_who_was_found_before_is_found_no_longer_than_the_key_lasts(tmp_path: Path) -> None:
+    now = [NOW]
+    shown, key = new_key("k", Role.INFER, NOW, expires=NOW + 10)
+    made = Access(rules(bootstrap=bootstrap_key("s" * 32, NOW)), tmp_path, lambda: now[0])
+    made.follow([key])
+    for sent in (shown, "s" * 32):
+        assert {outcome(made, [bearer(sent)], REMOTE, Role.INFER) for _ in range(3)} == {200}
+    assert outcome(made, [bearer(shown[:-1] + "?")], REMOTE, Role.INFER) == 401
+    now[0] += 10
+    assert outcome(made, [bearer(shown)], REMOTE, Role.INFER) == 401
+    assert outcome(made, [bearer("s" * 32)], REMOTE, Role.INFER) == 200
+
+
+def test_who_was_found_before_still_draws_on_the_key_s_rate(tmp_path: Path) -> None:
+    shown, key = new_key("k", Role.INFER, NOW, rate_per_s=2)
+    made = access(tmp_path, key)
+    assert [outcome(made, [bearer(shown)], REMOTE, Role.INFER) for _ in range(3)] == [200, 200, 429]
+
+
 def test_two_authorization_headers_are_refused_even_if_both_are_right(tmp_path: Path) -> None:
     shown, key = new_key("k", Role.ADMIN, NOW)
     made = access(tmp_path, key)
