@@ -62,6 +62,11 @@ class Demand:
         self.level = Level()
 
     @property
+    def share(self) -> float:
+        """Share of the device's time that what was offered takes, by the cheapest of full quality."""
+        return self._loads[0]
+
+    @property
     def is_scarce(self) -> bool:
         """Whether more was offered, at full quality, than the device can do."""
         return self._loads[0] > FULL

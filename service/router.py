@@ -211,8 +211,9 @@ class Router:
         time_left_ms, wait_ms = (deadline - now) * 1e3, self._scheduler.wait_ms()
         is_scarce = self._demand.is_scarce or wait_ms > _UNHURRIED * time_left_ms
         return Load(
-            time_left_ms, completion_ms, wait_ms, lowered, is_scarce, lambda c: variants[c.version].is_open
-        )
+            time_left_ms, completion_ms, wait_ms, lowered, is_scarce,
+            lambda c: variants[c.version].is_open, self._demand.share,
+        )  # fmt: skip
 
     def _plan(self, model: LoadedModel, pinned: LoadedVariant | None, slo: Slo, terms: _Terms) -> _Plan:
         """What requests of these terms cost, worked out once between two looks."""

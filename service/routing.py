@@ -31,6 +31,9 @@ _TRITONS_HIGHEST = 1  # its clients send whole numbers: 0 for the usual one, and
 BATCH_DEADLINE_MS = 60_000.0
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _SCARCE_ROWS = 16  # batches are large where time is scarce
+# Of the device's time: with more, what is soonest for one row has to be cheap for many, too. The loop that
+# reads and writes needs the same cores.
+_LEISURE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Load:
         is_scarce: Whether more is asked for than the device can do at full quality, or others wait already:
             what would be there soonest, alone beside their batch, would take most of the device's time.
         is_open: Whether a variant can run without being opened first.
+        share: Share of the device's time that what is asked for takes, by the cheapest of full quality.
     """
 
     time_left_ms: float
@@ -92,6 +96,7 @@ class Load:
     lowered: float | None = None
     is_scarce: bool = False
     is_open: Callable[[Candidate], bool] = lambda candidate: True
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +244,13 @@ def admit(slo: Slo, rows: int, pinned: Candidate, load: Load) -> None:
 def _soonest(floor: float, candidates: Iterable[Candidate], rows: int, load: Load) -> Candidate | None:
     """The one of lowest completion that is in time; of those that take as long, the best.
 
-    Where time is scarce, the cheapest or none; one whose session is closed leaves its place to the next.
+    What is soonest for one row may be dear in a batch: where that would take much of the device's time, it is
+    the cheapest that is in time. Where time is scarce, the cheapest or none; one whose session is closed
+    leaves its place to the next.
     """
     eligible = [c for c in candidates if c.ratio >= floor]
     if load.is_scarce:  # the loop's time is scarce too: no completion is worked out that decides nothing
-        for candidate in sorted(eligible, key=lambda c: c.predict_ms(_SCARCE_ROWS)):
+        for candidate in sorted(eligible, key=_in_batches_ms):
             if load.completion_ms(candidate) <= load.time_left_ms:
                 return candidate
             if load.is_open(candidate):
@@ -255,7 +262,15 @@ def _soonest(floor: float, candidates: Iterable[Candidate], rows: int, load: Loa
         return in_time[0][1] if in_time else None
     first = min(in_time, key=lambda pair: pair[0])[1]
     limit = first.predict_ms(rows) * TIE
-    return max([c for _, c in in_time if c.predict_ms(rows) <= limit], key=lambda c: c.ratio)
+    soonest = max([c for _, c in in_time if c.predict_ms(rows) <= limit], key=lambda c: c.ratio)
+    cheapest = min([c for _, c in in_time], key=_in_batches_ms)
+    times_dearer = _in_batches_ms(soonest) / _in_batches_ms(cheapest)
+    return cheapest if times_dearer > TIE and times_dearer * load.share > _LEISURE else soonest
+
+
+def _in_batches_ms(candidate: Candidate) -> float:
+    """What a variant takes of the device where many ask."""
+    return candidate.predict_ms(_SCARCE_ROWS)
 
 
 def _fastest_above(floor: float, candidates: Iterable[Candidate], rows: int) -> Candidate | None:

@@ -399,3 +399,34 @@ def test_where_time_is_scarce_the_cheapest_answers_or_none_and_not_the_shortest_
     with pytest.raises(UnavailableError, match=r"waits already takes 20 ms and this request 2\.0 ms"):
         at(True, time_left=15.0)  # FP32 would be in time, at the cost of four others
     assert at(True, time_left=15.0, is_open=False).version.startswith("fp32@")  # late for the opening alone
+
+
+def sloped(name: str, ratio: float, first_ms: float, more_ms: float) -> Candidate:
+    """A variant whose batches take some time, and some more for each further row."""
+
+    def predict_ms(rows: int) -> float:
+        return first_ms + more_ms * (rows - 1)
+
+    return Candidate(f"{name}@0123456789ab", name, ratio, predict_ms, predict_ms)
+
+
+SOON, CHEAP = sloped("soon", 0.99, 0.4, 0.3), sloped("cheap", 1.0, 0.5, 0.2)
+
+
+@pytest.mark.parametrize(("share", "answers"), [(0.0, SOON), (0.2, SOON), (0.3, CHEAP), (0.8, CHEAP)])
+def test_what_is_dear_in_batches_answers_while_the_device_has_leisure(
+    share: float, answers: Candidate
+) -> None:
+    load = Load(10.0, lambda c: c.predict_ms(1), 0.0, share=share)
+    assert routing.choose(slo(0.9), 1, [SOON, CHEAP], load).version == answers.version
+
+
+def test_the_cheapest_does_not_answer_late_for_it() -> None:
+    load = Load(0.45, lambda c: c.predict_ms(1), 0.0, share=0.8)
+    assert routing.choose(slo(0.9, deadline_ms=0.45), 1, [SOON, CHEAP], load).version == SOON.version
+
+
+def test_as_cheap_is_no_reason_to_change() -> None:
+    nearly = sloped("nearly", 0.95, 0.5, 0.29)
+    load = Load(10.0, lambda c: c.predict_ms(1), 0.0, share=0.8)
+    assert routing.choose(slo(0.9), 1, [SOON, nearly], load).version == SOON.version
