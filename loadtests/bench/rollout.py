@@ -43,12 +43,14 @@ class Trial:
         routed: Requests that the gateway routes; during the rollout half of them go to the candidate.
         halves: The same, half of them for each of the two variants by name: what both cost without a rollout.
         model: Whose traffic, of the tier `balanced`.
+        primary: What serves it on an idle gateway. It is named: under load the router may prefer the other.
         candidate: The variant that gets half.
     """
 
     routed: Contender
     halves: Contender
     model: str
+    primary: str
     candidate: str
 
     def measure(self, number: int, seconds: float, stage: Stage) -> dict[str, Sample | None]:
@@ -60,7 +62,7 @@ class Trial:
         during: Sample | None = None
         with self.routed.server.awake():
             try:
-                with _ab_rollout(self.routed.server, self.model, self.candidate):
+                with _ab_rollout(self.routed.server, self):
                     self._await_arms()
                     during = run()
             except RolloutError as error:
@@ -124,12 +126,12 @@ def trial_of(
         for request in subject.pinned(name, parameters)[wire].requests(samples)
     ]
     random.Random(0).shuffle(both)
-    return Trial(routed, Contender(routed.server, both), subject.model, candidate)
+    return Trial(routed, Contender(routed.server, both), subject.model, serving, candidate)
 
 
 @contextmanager
-def _ab_rollout(server: Server, model: str, candidate: str) -> Iterator[None]:
-    """Half of the traffic of `balanced` goes to a candidate for as long as this lasts; the gateway is awake.
+def _ab_rollout(server: Server, trial: Trial) -> Iterator[None]:
+    """Half of the traffic of `balanced` goes to the candidate while this lasts; the gateway is awake.
 
     Raises:
         RolloutError: The gateway offers no rollouts, or refuses this one.
@@ -137,11 +139,12 @@ def _ab_rollout(server: Server, model: str, candidate: str) -> Iterator[None]:
     wanted = {
         "kind": "ab",
         "tier": BALANCED,
-        "candidate": candidate,
+        "primary": trial.primary,
+        "candidate": trial.candidate,
         "weight": 50,
         "max_duration_s": _LONGEST_S,
     }
-    path = f"/admin/models/{model}/rollouts"
+    path = f"/admin/models/{trial.model}/rollouts"
     status, body, _ = ask(server.port, Request(path, orjson.dumps(wanted), _JSON))
     if status == http.client.NOT_FOUND:
         raise RolloutError("this gateway offers no rollouts")
