@@ -29,6 +29,7 @@ log = logging.getLogger("mipgate.access")
 
 _SHORTEST_SECRET = 16
 _COMPLAIN_EVERY_S = 10.0
+_USUAL_BEARER = b"Bearer %b"
 _NO_KEY = "this needs a key. Send it as `Authorization: Bearer KEY`."
 
 Peer = tuple[str, int] | None
@@ -92,8 +93,8 @@ class Access:
             had_keys: Whether there ever was one: what it closed does not open when the last is revoked.
         """
         known = list(keys)
-        self._found.clear()
         self._ring = KeyRing(known, self._rules.bootstrap, self._clock(), self._provider)
+        self._found.clear()
         self._has_keys = self._ring.opens or self._tokens is not None or had_keys
         self._is_open = self._rules.inference == "never" or (
             self._rules.inference == "auto" and not self._has_keys
@@ -164,8 +165,10 @@ class Access:
             if counts:
                 self._count(found.key)
             return found.principal
-        principal = self.identify(_bearer(authorization), Role.INFER, counts)
-        if principal.key is not None and (key := self._ring.get(principal.key)) is not None:
+        sent = _bearer(authorization)
+        principal = self.identify(sent, Role.INFER, counts)
+        key = None if principal.key is None else self._ring.get(principal.key)
+        if key is not None and authorization == _USUAL_BEARER % sent:  # one way to write it, one place
             self._found[place] = _Found(authorization, key, principal)
         return principal
 

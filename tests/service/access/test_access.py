@@ -163,6 +163,17 @@ def test_who_was_found_before_is_found_no_longer_than_the_key_lasts(tmp_path: Pa
     assert outcome(made, [bearer("s" * 32)], REMOTE, Role.INFER) == 200
 
 
+def test_a_key_is_remembered_once_however_it_is_written(tmp_path: Path) -> None:
+    shown, key = new_key("k", Role.INFER, NOW)
+    made = access(tmp_path, key)
+    for spaces in range(1, 50):
+        sent = (b"authorization", b"Bearer" + b" " * spaces + shown.encode())
+        assert outcome(made, [sent], REMOTE, Role.INFER) == 200
+    assert len(made._found) == 1
+    made.follow([])
+    assert not made._found
+
+
 def test_who_was_found_before_still_draws_on_the_key_s_rate(tmp_path: Path) -> None:
     shown, key = new_key("k", Role.INFER, NOW, rate_per_s=2)
     made = access(tmp_path, key)
