@@ -44,13 +44,22 @@ def main() -> None:
         target = f"127.0.0.1:{port}"
         try:
             with (
-                running_gateway(port, Path(folder) / "gateway.log"),
+                running_gateway(port, Path(folder) / "gateway.log", _apart(folder)),
                 running_prometheus(given.prometheus, free_port(), [target], Path(folder)) as prometheus,
             ):
                 _load(f"http://{target}", given.model, given.seconds)
                 _print_boards(prometheus, given.model, f"{given.seconds}s")
         except GatewayError as error:
             sys.exit(str(error))
+
+
+def _apart(folder: str) -> dict[str, str]:
+    """Settings of a gateway that needs no key, whatever the keys and rollouts of this machine's own."""
+    return {
+        "MIPGATE_STATE": f"sqlite:///{folder}/state.db",
+        "MIPGATE_ADMIN_KEY": "",
+        "MIPGATE_REQUIRE_KEYS": "auto",
+    }
 
 
 def _load(url: str, model: str, seconds: int) -> None:
