@@ -20,6 +20,8 @@ from deploy.grafana.board import Panel, Query
 from deploy.grafana.boards import BOARDS
 from deploy.ops.local import BIN, GatewayError, free_port, running_gateway
 from deploy.ops.prometheus import Prometheus, Value, filled_in, running_prometheus
+from variants.catalog import SAMPLES_FILE, Catalog
+from variants.store import CatalogError
 
 _MOST_SERIES = 4
 _NARROWEST = 120
@@ -49,7 +51,7 @@ def main() -> None:
             ):
                 _load(f"http://{target}", given.model, given.seconds)
                 _print_boards(prometheus, given.model, f"{given.seconds}s")
-        except GatewayError as error:
+        except (GatewayError, CatalogError) as error:
             sys.exit(str(error))
 
 
@@ -73,6 +75,7 @@ def _load(url: str, model: str, seconds: int) -> None:
         "--model",
         model,
     ]
+    command += ["--samples", str(Catalog().card_file(model, SAMPLES_FILE))]  # invented rows would be drift
     command += ["--users", "8", "--spawn-rate", "8", "--run-time", f"{seconds}s", "--only-summary"]
     done = subprocess.run(command, capture_output=True, text=True)
     if "Aggregated" not in done.stderr + done.stdout:
