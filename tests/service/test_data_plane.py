@@ -159,3 +159,11 @@ def test_a_client_that_leaves_within_its_body_gets_nothing(behind: Behind, tmp_p
     messages = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
     assert asked(plane(behind, tmp_path), "/predict", messages) == (0, b"")
     assert behind.bodies == []
+
+
+def test_a_body_that_came_at_once_is_bounded_without_a_length(behind: Behind, tmp_path: Path) -> None:
+    made = plane(behind, tmp_path)
+    assert made._small <= MOST  # what is longer goes the way that measures it
+    nobody: Any = None
+    with pytest.raises(TooLargeError):
+        asyncio.run(made._decode_large(nobody, b"x" * (MOST + 1), None))

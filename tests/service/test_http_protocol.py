@@ -1,16 +1,14 @@
 """The bound on a request's head, and the short way of an inference, over real connections to uvicorn."""
 
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from uvicorn.config import HTTP_PROTOCOLS
 
 from service.http_protocol import MOST_HEAD_BYTES, take_protocol
+from tests.service.uvicorn_server import serving
 
 REFUSED = (b"HTTP/1.1 431", b"")  # nothing where the connection was reset before the answer could be read
 ENOUGH = 32 * 2**20  # more than the buffers of both ends hold
@@ -29,23 +27,16 @@ async def count(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-@contextmanager
-def serving(monkeypatch: pytest.MonkeyPatch, app: Any) -> Iterator[int]:
-    """The port of a uvicorn that serves an app as a gateway's worker does."""
+@pytest.fixture(autouse=True)
+def _protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every uvicorn serves as a gateway's worker does."""
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])  # given back at the end
     take_protocol()
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join(30)
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    with serving(monkeypatch, count) as at:
+def port() -> Iterator[int]:
+    with serving(count) as at:
         yield at
 
 
@@ -137,13 +128,11 @@ def test_what_is_no_http_is_called_that(port: int) -> None:
 
 
 @pytest.mark.parametrize(("path", "scheme"), [(b"/v2/models/m/infer", b"http"), (b"/docs", b"https")])
-def test_an_inference_goes_past_what_proxies_say(
-    monkeypatch: pytest.MonkeyPatch, path: bytes, scheme: bytes
-) -> None:
+def test_an_inference_goes_past_what_proxies_say(path: bytes, scheme: bytes) -> None:
     async def tell(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": scope["scheme"].encode()})
 
-    with serving(monkeypatch, tell) as at:
+    with serving(tell) as at:
         request = b"GET %b HTTP/1.1\r\nhost: here\r\nx-forwarded-proto: https\r\n\r\n" % path
         assert b"\r\n%b\r\n" % scheme in answer(at, request)

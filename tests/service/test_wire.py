@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import http.client
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
 from service.wire import header_lines, headers_of, read_at_once, write_at_once
+from tests.service.uvicorn_server import serving
 
 HEADERS = [(b"content-type", b"text/plain"), (b"x-a", b"1"), (b"content-length", b"5")]
 
@@ -64,13 +63,8 @@ def app() -> App:
 
 @pytest.fixture
 def port(app: App) -> Iterator[int]:
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join(30)
+    with serving(app) as at:
+        yield at
 
 
 @pytest.mark.parametrize("status", [200, 400, 422, 503])
