@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Coroutine
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.access.peer import one_header
 from service.access.principal import Role
-from service.departure import Departure
+from service.asgi import App, Headers, Message, Receive, Scope, Send
 from service.errors import (
     INTERNAL_MESSAGE,
     BadRequestError,
@@ -29,6 +29,15 @@ from service.errors import (
     TooLargeError,
     UnavailableError,
 )
+from service.exchange import (
+    AsgiExchange,
+    ClientGoneError,
+    Exchange,
+    Head,
+    header_lines,
+    read_body,
+    too_large,
+)
 from service.inference import Inference
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import exposition
@@ -37,16 +46,8 @@ from service.outcome import Outcome
 from service.protocol import InferRequest, encode
 from service.repository import Repository
 from service.routing import SLO_HEADERS
-from service.wire import header_lines, headers_of, read_at_once, write_at_once
 
 log = logging.getLogger("mipgate.data_plane")
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 _MAX_PATH = 2048
 _AUTHORIZATION = b"authorization"
@@ -61,13 +62,8 @@ _OPEN = "/v2/health/"  # probes carry no keys
 _OPERATIONS = ("/load", "/unload")
 _SMALL_BODY = 2**20
 _LONGEST_LENGTH = 12  # digits of a length in bytes
-_ID = "mipgate.request_id"  # in the scope, from when the request is decoded
 
 Target = tuple[LoadedModel, LoadedVariant | None]
-
-
-class ClientGoneError(Exception):
-    """The client closed the connection before its answer was there."""
 
 
 class DataPlane:
@@ -100,25 +96,30 @@ class DataPlane:
         if scope["type"] != "http" or not _is_ours(scope["path"]):
             await self._pass_on(scope, receive, send)
             return
-        arrived = perf_counter()
+        exchange = AsgiExchange(scope, receive, send)
+        if scope["method"] == "POST" and exchange.head.path.endswith("/infer"):
+            await self.infer(exchange)
+        else:
+            await self._guard(exchange, self._control(scope, exchange))
+
+    def infer(self, exchange: Exchange) -> Coroutine[Any, Any, None]:
+        """Answers one inference, come what may."""
+        return self._guard(exchange, self._infer(exchange, perf_counter()))
+
+    async def _guard(self, exchange: Exchange, answering: Coroutine[Any, Any, None]) -> None:
+        """Has a request answered, be it by what went wrong."""
         try:
-            path: str = scope["path"]
-            if len(path) > _MAX_PATH:
-                raise PathTooLongError(
-                    f"the path has {len(path)} characters; {_MAX_PATH} are taken. Shorten it."
-                )
-            if scope["method"] == "POST" and path.endswith("/infer"):
-                await self._infer(path, scope, receive, send, arrived)
-            else:
-                await self._control(path, scope, receive, send)
+            await answering
         except ClientGoneError:
             log.debug("the client left before its answer was there")
         except ServiceError as error:
-            await _send_error(send, error, _REQUEST_ID % self._id(scope).encode())
+            await _refuse(exchange, error, _REQUEST_ID % self._id(exchange).encode())
         except Exception:
-            request_id = self._id(scope)
-            log.exception("request %s to %s failed", request_id, scope["path"][:200])
-            await _send_json(send, 500, {"error": INTERNAL_MESSAGE}, _REQUEST_ID % request_id.encode())
+            request_id = self._id(exchange)
+            log.exception("request %s to %s failed", request_id, exchange.head.path[:200])
+            await _tell(exchange, 500, {"error": INTERNAL_MESSAGE}, _REQUEST_ID % request_id.encode())
+        finally:
+            exchange.end()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """BentoML's part, but for metrics and operation; no body is larger than here."""
@@ -138,15 +139,15 @@ class DataPlane:
             except ClientGoneError:
                 return
             except ServiceError as error:
-                await _send_error(send, error)
+                await _refuse(AsgiExchange(scope, receive, send), error)
                 return
         await self._app(scope, receive, send)
 
     async def _bounded(self, headers: Headers, receive: Receive) -> Receive:
         """Reads a body, whose length need not be said, within bounds; what is returned gives it again."""
         if any(name == b"content-length" and self._is_too_long(value) for name, value in headers):
-            raise self._too_large()
-        body = await self._read_body(receive)
+            raise too_large(self._max_body)
+        body = await read_body(receive, self._max_body)
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -162,29 +163,27 @@ class DataPlane:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _infer(self, path: str, scope: Scope, receive: Receive, send: Send, arrived: float) -> None:
+    async def _infer(self, exchange: Exchange, arrived: float) -> None:
+        head = exchange.head
         if self._generation != self._inference.fleet.generation:
             self._generation = self._inference.fleet.generation
             self._targets.clear()
-        asked: dict[bytes, bytes] = dict(scope["headers"])
-        if len(asked) < len(scope["headers"]):  # the one question that a second value may not answer
-            one_header(scope["headers"], _AUTHORIZATION)
-        self._access.check_inference(asked.get(_AUTHORIZATION))
-        model, pinned = self._targets.get(path) or self._find(path)
+        if len(head.fields) < len(head.headers):  # the one question that a second value may not answer
+            one_header(head.headers, _AUTHORIZATION)
+        self._access.check_inference(head.fields.get(_AUTHORIZATION))
+        model, pinned = self._targets.get(head.path) or self._find(head.path)
         model.inflight += 1
-        departure = Departure(receive)
         try:
-            request, parameters = await self._read(model, pinned, asked, receive)
-            scope[_ID] = request_id = request.id or self._inference.new_id()
+            request, parameters = await self._read(model, pinned, exchange)
+            exchange.request_id = request_id = request.id or self._inference.new_id()
             answer = await self._inference.infer(
-                model, pinned, request, parameters, arrived, departure.watch, request_id
+                model, pinned, request, parameters, arrived, exchange.watch, request_id
             )
         except asyncio.CancelledError:
-            if not departure.happened:
+            if not exchange.is_abandoned:
                 raise
             raise ClientGoneError from None
         finally:
-            departure.forget()
             model.inflight -= 1
         assert answer.outputs is not None  # a failure is an exception
         request_id = answer.request_id
@@ -206,26 +205,22 @@ class DataPlane:
             _timing(answer),
             len(payload),
         )
-        if not write_at_once(send, 200, lines, payload):
-            await _write(send, 200, lines, payload)
+        if not exchange.write(200, lines, payload):
+            await exchange.send(200, lines, payload)
 
-    def _id(self, scope: Scope) -> str:
+    def _id(self, exchange: Exchange) -> str:
         """What a request that fails is called: as in the log, if it came so far."""
-        return scope.get(_ID) or self._inference.new_id()
+        return exchange.request_id or self._inference.new_id()
 
     async def _read(
-        self,
-        model: LoadedModel,
-        pinned: LoadedVariant | None,
-        headers: Mapping[bytes, bytes],
-        receive: Receive,
+        self, model: LoadedModel, pinned: LoadedVariant | None, exchange: Exchange
     ) -> tuple[InferRequest, dict[str, Any]]:
         """The decoded request, and what it asks for: parameters win over headers."""
+        head, body = exchange.head, exchange.body
         try:
-            header_length, parameters = self._read_headers(headers)
-            body = read_at_once(receive)
+            header_length, parameters = head.meaning or self._read_head(head)
             if body is None:
-                body = await self._read_body(receive)
+                body = await exchange.read(self._max_body)
             if len(body) <= self._small:
                 request = model.decoder.decode(body, header_length)
             else:
@@ -237,8 +232,6 @@ class DataPlane:
 
     async def _decode_large(self, model: LoadedModel, body: bytes, header_length: int | None) -> InferRequest:
         """Decodes in a thread what would hold up everybody else."""
-        if len(body) > self._max_body:
-            raise self._too_large()
         length = len(body) if header_length is None else header_length
         if length > self._max_json:
             raise TooLargeError(
@@ -247,16 +240,19 @@ class DataPlane:
             )
         return await asyncio.to_thread(model.decoder.decode, body, header_length)
 
-    async def _control(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _control(self, scope: Scope, exchange: Exchange) -> None:
         """Everything but inference: rare, and small."""
+        path, headers = exchange.head.path, exchange.head.headers
+        _check_length(path)
         if not path.startswith(_OPEN):
             role = Role.OPERATE if path.rstrip("/").endswith(_OPERATIONS) else Role.INFER
-            self._access.check(scope["headers"], scope["client"], role)
-        body = await self._read_body(receive) if scope["method"] == "POST" else b""
-        await _send_json(send, 200, await self._repository.answer(scope, path, body))
+            self._access.check(headers, scope["client"], role)
+        body = await exchange.read(self._max_body) if scope["method"] == "POST" else b""
+        await _tell(exchange, 200, await self._repository.answer(scope, path, body))
 
     def _find(self, path: str) -> Target:
         """Model and pinned variant of an infer path; found ones are remembered."""
+        _check_length(path)
         match path.split("/"):
             case ["", "v2", "models", name, "infer"]:
                 version = None
@@ -274,8 +270,9 @@ class DataPlane:
             self._targets[path] = target
         return target
 
-    def _read_headers(self, headers: Mapping[bytes, bytes]) -> tuple[int | None, dict[str, Any]]:
-        """The length of the binary extension's JSON, and objectives stated in headers."""
+    def _read_head(self, head: Head) -> tuple[int | None, dict[str, Any]]:
+        """The length of the binary extension's JSON, and objectives stated in headers; read once per head."""
+        headers = head.fields
         media_type = headers.get(b"content-type", _MEDIA_TYPES[0])
         if (
             media_type not in _MEDIA_TYPES
@@ -289,7 +286,7 @@ class DataPlane:
             raise MediaTypeError("compressed bodies are not read here. Send the body uncompressed.")
         size = headers.get(b"content-length", b"")
         if len(size) >= self._telling_digits and self._is_too_long(size):
-            raise self._too_large()
+            raise too_large(self._max_body)
         length = headers.get(b"inference-header-content-length")
         if length is not None and not (length.isdigit() and len(length) <= _LONGEST_LENGTH):
             raise BadRequestError(
@@ -297,37 +294,13 @@ class DataPlane:
             )
         stated = SLO_HEADERS.keys() & headers.keys()
         parameters = {SLO_HEADERS[name]: headers[name].decode("latin-1") for name in stated} if stated else {}
-        return None if length is None else int(length), parameters
-
-    async def _read_body(self, receive: Receive) -> bytes:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            if len(body) > self._max_body:
-                raise self._too_large()
-            return body
-        chunks, size = [body], len(body)
-        while message.get("more_body", False):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._max_body:
-                raise self._too_large()
-        return b"".join(chunks)
+        head.meaning = None if length is None else int(length), parameters
+        return head.meaning
 
     def _is_too_long(self, length: bytes) -> bool:
         """Whether this is the length of a body that is not taken; zeros may lead it."""
         digits = length.lstrip(b"0")
         return digits.isdigit() and (len(digits) > _LONGEST_LENGTH or int(digits) > self._max_body)
-
-    def _too_large(self) -> TooLargeError:
-        return TooLargeError(
-            f"the body is larger than {self._max_body} bytes. Send less, or raise MIPGATE_MAX_BODY_BYTES."
-        )
 
     def _said_lines(self, answer: Outcome) -> bytes:
         """What the headers say of who answered: the same for many requests."""
@@ -356,18 +329,17 @@ def _timing(answer: Outcome) -> bytes:
     return b"transform;dur=%.3f, %b" % (answer.transform_s * 1e3, timing)
 
 
-async def _send_error(send: Send, error: ServiceError, lines: bytes = b"") -> None:
-    await _send_json(send, error.status, {"error": str(error)}, header_lines(error.headers()) + lines)
+def _check_length(path: str) -> None:
+    if len(path) > _MAX_PATH:
+        raise PathTooLongError(f"the path has {len(path)} characters; {_MAX_PATH} are taken. Shorten it.")
 
 
-async def _send_json(send: Send, status: int, document: Any, lines: bytes = b"") -> None:
+async def _refuse(exchange: Exchange, error: ServiceError, lines: bytes = b"") -> None:
+    await _tell(exchange, error.status, {"error": str(error)}, header_lines(error.headers()) + lines)
+
+
+async def _tell(exchange: Exchange, status: int, document: Any, lines: bytes = b"") -> None:
     body = orjson.dumps(document)
     lines = b"%bcontent-length: %d\r\n%b" % (_JSON, len(body), lines)
-    if not write_at_once(send, status, lines, body):
-        await _write(send, status, lines, body)
-
-
-async def _write(send: Send, status: int, lines: bytes, payload: bytes) -> None:
-    """An answer that could not be written at once."""
-    await send({"type": "http.response.start", "status": status, "headers": headers_of(lines)})
-    await send({"type": "http.response.body", "body": payload})
+    if not exchange.write(status, lines, body):
+        await exchange.send(status, lines, body)

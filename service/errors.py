@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+from service.asgi import Headers
+
 INTERNAL_MESSAGE = "internal error. The server's log has the details under this request's id."
 
 
@@ -27,7 +29,7 @@ class ServiceError(Exception):
     reason: str | None = None
     retry_after_s: float | None = None
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def headers(self) -> Headers:
         """Response headers that go with the error."""
         if self.retry_after_s is None:
             return []
@@ -50,7 +52,7 @@ class UnauthorizedError(ClientError):
 
     status = 401
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def headers(self) -> Headers:
         """Which scheme to authenticate with."""
         return [(b"www-authenticate", b'Bearer realm="mipgate"')]
 

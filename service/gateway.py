@@ -18,8 +18,9 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 from bentoml.models import BentoModel
 
+from service.asgi import App
 from service.config import config
-from service.data_plane import App, DataPlane
+from service.data_plane import DataPlane
 from service.fleet import Fleet
 from service.http_protocol import take_protocol
 from service.inference import Inference

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from typing import Any
 
 import orjson
 
+from service.asgi import Scope
 from service.errors import (
     BadRequestError,
     ConflictError,
@@ -27,8 +28,6 @@ from variants.store import CatalogError
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 PLATFORM = "onnxruntime_onnx"
-
-Scope = MutableMapping[str, Any]
 
 
 class Repository:

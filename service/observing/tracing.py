@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
@@ -23,16 +22,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from service.asgi import App, Headers, Message, Receive, Scope, Send
 from service.config import ConfigError
 from service.errors import DeadlineError, InferenceError, ServiceError
 from service.lag import LoopLag
 from service.outcome import Outcome
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -242,7 +236,7 @@ def _is_inference(scope: Scope) -> bool:
     return path.endswith("/infer") and path.startswith("/v2/") and scope["method"] == "POST"
 
 
-def _parent_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+def _parent_headers(headers: Headers) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in headers:
         if name in _PARENT_HEADERS:

@@ -15,15 +15,14 @@ from starlette.routing import Route
 from service.access.access import Access, Rules
 from service.access.keys import new_key
 from service.access.principal import Role
+from service.asgi import Message
 from service.data_plane import DataPlane
 from service.errors import TooLargeError
+from service.exchange import Head
 
 MOST = 1000
 SHOWN, KEY = new_key("k", Role.INFER, 0.0)
 WITH_KEY = [(b"authorization", f"Bearer {SHOWN}".encode())]
-
-Message = dict[str, Any]
-Headers = list[tuple[bytes, bytes]]
 
 
 class Behind:
@@ -143,7 +142,7 @@ def test_a_length_that_is_too_much_is_refused_unread(behind: Behind, tmp_path: P
     made = plane(behind, tmp_path)
     assert asked(made, "/predict", [], [(b"content-length", length)])[0] == 413
     with pytest.raises(TooLargeError):
-        made._read_headers({b"content-length": length})
+        made._read_head(Head("/", [(b"content-length", length)]))
 
 
 @pytest.mark.parametrize("length", [b"5", b"1000", b"00000000000000000000005", b"0", b"000"])
@@ -152,12 +151,12 @@ def test_a_length_within_bounds_is_taken_however_it_is_written(
 ) -> None:
     made = plane(behind, tmp_path)
     assert asked(made, "/predict", parts(b"12345"), [(b"content-length", length)])[0] == 200
-    assert made._read_headers({b"content-length": length}) == (None, {})
+    assert made._read_head(Head("/", [(b"content-length", length)])) == (None, {})
 
 
 def test_a_client_that_leaves_within_its_body_gets_nothing(behind: Behind, tmp_path: Path) -> None:
-    messages = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
-    assert asked(plane(behind, tmp_path), "/predict", messages) == (0, b"")
+    first, _, left = parts(b"x", b"")
+    assert asked(plane(behind, tmp_path), "/predict", [first, left]) == (0, b"")
     assert behind.bodies == []
 
 

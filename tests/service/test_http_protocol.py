@@ -125,14 +125,3 @@ def test_a_connection_may_carry_any_number_of_heads(port: int) -> None:
 
 def test_what_is_no_http_is_called_that(port: int) -> None:
     assert answer(port, b"\x00\x01\x02\r\n\r\n").startswith(b"HTTP/1.1 400")
-
-
-@pytest.mark.parametrize(("path", "scheme"), [(b"/v2/models/m/infer", b"http"), (b"/docs", b"https")])
-def test_an_inference_goes_past_what_proxies_say(path: bytes, scheme: bytes) -> None:
-    async def tell(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": scope["scheme"].encode()})
-
-    with serving(tell) as at:
-        request = b"GET %b HTTP/1.1\r\nhost: here\r\nx-forwarded-proto: https\r\n\r\n" % path
-        assert b"\r\n%b\r\n" % scheme in answer(at, request)

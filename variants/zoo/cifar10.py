@@ -162,11 +162,11 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     return file
 
 
-_PRUNED = step("prune-structured", target_macs=0.45, importance="taylor", epochs=8, teacher=0.7)
+_PRUNED = step("prune-structured", target_macs=0.49, importance="taylor", epochs=12, teacher=0.7)
 # A student with a fourth of the reference's parameters, which begins with what of them matters most.
-_NARROWED = step("prune-structured", target_macs=0.24, importance="taylor", epochs=0)
-_TAUGHT = step("distill", student="current", epochs=18)
-_UNTAUGHT = step("distill", student="current", epochs=18, alpha=0.0)
+_NARROWED = step("prune-structured", target_macs=0.25, importance="taylor", epochs=0)
+_TAUGHT = step("distill", student="current", epochs=24)
+_UNTAUGHT = step("distill", student="current", epochs=24, alpha=0.0)
 _LOW_RANK = step("low-rank", ratio=0.5, epochs=4, teacher=0.7)
 
 SPEC = ModelSpec(
