@@ -62,9 +62,10 @@ class Conductor:
             tally = self._tallies[key] = ArmTally()
         return tally
 
-    def sealed(self, answer: Served) -> str | None:
-        """An id that carries the answer; None where it has to be remembered."""
-        return None if self._seal is None else self._seal.close(answer)
+    @property
+    def seal(self) -> Seal | None:
+        """Makes ids that carry an answer; None where answers have to be remembered."""
+        return self._seal
 
     def remember(self, answer: Served) -> None:
         """Keeps an answer for a label that may come; the log says when it does not."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from service.access.peer import one_header
 from service.access.principal import Role
 from service.asgi import App, Headers, Message, Receive, Scope, Send
+from service.course import Course
 from service.errors import (
     INTERNAL_MESSAGE,
     BadRequestError,
@@ -42,7 +44,6 @@ from service.inference import Inference
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import exposition
 from service.operation import Operation
-from service.outcome import Outcome
 from service.protocol import InferRequest, encode
 from service.repository import Repository
 from service.routing import SLO_HEADERS
@@ -88,7 +89,6 @@ class DataPlane:
         self._max_json = max_json_bytes
         self._small = min(_SMALL_BODY, max_json_bytes, max_body_bytes)
         self._targets: dict[str, Target] = {}
-        self._response_lines: dict[tuple[str, str, bool, str], bytes] = {}
         self._generation = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,7 +176,7 @@ class DataPlane:
         try:
             request, parameters = await self._read(model, pinned, exchange)
             exchange.request_id = request_id = request.id or self._inference.new_id()
-            answer = await self._inference.infer(
+            course = await self._inference.infer(
                 model, pinned, request, parameters, arrived, exchange.watch, request_id
             )
         except asyncio.CancelledError:
@@ -185,26 +185,7 @@ class DataPlane:
             raise ClientGoneError from None
         finally:
             model.inflight -= 1
-        assert answer.outputs is not None  # a failure is an exception
-        request_id = answer.request_id
-        said = {
-            "variant": answer.variant.name,
-            "tier": answer.tier,
-            "degraded": answer.degraded,
-            "request_id": request_id,
-        }
-        if answer.arm:
-            said["arm"] = answer.arm
-        payload, json_length = encode(
-            model.name, answer.variant.version, request_id, request, answer.outputs, model.signature, said
-        )
-        lines = b"%b%b%bserver-timing: %b\r\ncontent-length: %d\r\n" % (
-            _JSON if json_length is None else _BINARY % json_length,
-            self._said_lines(answer),
-            _REQUEST_ID % request_id.encode(),
-            _timing(answer),
-            len(payload),
-        )
+        lines, payload = self._written(course)
         if not exchange.write(200, lines, payload):
             await exchange.send(200, lines, payload)
 
@@ -302,31 +283,49 @@ class DataPlane:
         digits = length.lstrip(b"0")
         return digits.isdigit() and (len(digits) > _LONGEST_LENGTH or int(digits) > self._max_body)
 
-    def _said_lines(self, answer: Outcome) -> bytes:
-        """What the headers say of who answered: the same for many requests."""
-        key = (answer.variant.name, answer.tier, answer.degraded, answer.arm)
-        lines = self._response_lines.get(key)
-        if lines is None:
-            headers = [
-                (b"x-mipgate-variant", answer.variant.name.encode()),
-                (b"x-mipgate-tier", answer.tier.encode()),
-                (b"x-mipgate-degraded", b"true" if answer.degraded else b"false"),
-            ]
-            if answer.arm:
-                headers.append((b"x-mipgate-arm", answer.arm.encode()))
-            lines = self._response_lines[key] = header_lines(headers)
-        return lines
+    def _written(self, course: Course) -> tuple[bytes, bytes]:
+        """Header lines and body of an answer."""
+        model, variant, done, outputs = course.model, course.variant, course.done, course.outputs
+        assert done is not None  # a failure is an exception
+        assert outputs is not None
+        request_id = course.request_id
+        parameters, said_lines = _said(
+            variant.name, course.slo.tier.name, course.degraded_from is not None, course.arm
+        )
+        payload, json_length = encode(
+            model.name, variant.version, request_id, course.request, outputs, model.signature,
+            {**parameters, "request_id": request_id},
+        )  # fmt: skip
+        timing = b"queue;dur=%.3f, infer;dur=%.3f" % (done.queue_s * 1e3, done.infer_s * 1e3)
+        if course.transform_s:
+            timing = b"transform;dur=%.3f, %b" % (course.transform_s * 1e3, timing)
+        lines = b"%b%bx-mipgate-request-id: %b\r\nserver-timing: %b\r\ncontent-length: %d\r\n" % (
+            _JSON if json_length is None else _BINARY % json_length,
+            said_lines,
+            request_id.encode(),
+            timing,
+            len(payload),
+        )
+        return lines, payload
+
+
+@lru_cache(4096)
+def _said(variant: str, tier: str, is_degraded: bool, arm: str) -> tuple[dict[str, Any], bytes]:
+    """What parameters and headers say of who answered: the same for many requests."""
+    said: dict[str, Any] = {"variant": variant, "tier": tier, "degraded": is_degraded}
+    headers = [
+        (b"x-mipgate-variant", variant.encode()),
+        (b"x-mipgate-tier", tier.encode()),
+        (b"x-mipgate-degraded", b"true" if is_degraded else b"false"),
+    ]
+    if arm:
+        said["arm"] = arm
+        headers.append((b"x-mipgate-arm", arm.encode()))
+    return said, header_lines(headers)
 
 
 def _is_ours(path: str) -> bool:
     return path.startswith("/v2/") or path == "/v2"
-
-
-def _timing(answer: Outcome) -> bytes:
-    timing = b"queue;dur=%.3f, infer;dur=%.3f" % (answer.queue_s * 1e3, answer.infer_s * 1e3)
-    if not answer.transform_s:
-        return timing
-    return b"transform;dur=%.3f, %b" % (answer.transform_s * 1e3, timing)
 
 
 def _check_length(path: str) -> None:

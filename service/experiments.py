@@ -7,7 +7,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -15,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from service.conductor import Conductor
+from service.course import Course, Part
 from service.errors import DeadlineError, ServiceError, UnavailableError
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, Metrics
-from service.outcome import Outcome
 from service.queues import Priority
 from service.rollout.assignment import assign, counts_copies, shadow_draw
 from service.rollout.comparison import compare, judges_classes
-from service.rollout.evidence import ArmTally, Feedback
+from service.rollout.evidence import Feedback
 from service.rollout.labels import judged, names_of, prediction
 from service.rollout.rollout import PRIMARY, Arm, Rollout
 from service.routing import Slo
 from service.scheduler import Completed, Scheduler
-from service.state.sealed import Served
+from service.state.sealed import Served, who_answered
 from variants.serving_spec import ServingSpec
 
 log = logging.getLogger("mipgate.experiments")
@@ -35,28 +34,10 @@ log = logging.getLogger("mipgate.experiments")
 # A copy may wait long for an idle moment; then it is given up.
 _COPY_PATIENCE_S = 5.0
 _MOST_COPIES = 32  # that wait at the same time
+_MOST_PARTS = 1024  # remembered: floors are the callers'
 
 
-@dataclass(slots=True)  # frozen, it would take three times as long to make
-class Part:
-    """A request's part in a rollout. Nobody changes it.
-
-    Attributes:
-        rollout: Which one.
-        arm: Its arm.
-        variant: What answers for that arm.
-        tally: Where the arm's evidence is counted.
-    """
-
-    rollout: Rollout
-    arm: Arm
-    variant: LoadedVariant
-    tally: ArmTally
-
-    @property
-    def is_assigned(self) -> bool:
-        """Whether the rollout says what answers, and not the router."""
-        return self.arm.name != PRIMARY or self.rollout.keeps_primary
+_Terms = tuple[str, int, str, LoadedModel, LoadedVariant, float]
 
 
 class Experiments:
@@ -88,6 +69,9 @@ class Experiments:
         self._next_copy = 0.0
         self._draw = draw
         self._copies: set[asyncio.Task[None]] = set()
+        # By rollout and its version, arm, model, the router's choice and floor. Objects: another is another.
+        self._parts: dict[_Terms, Part | None] = {}
+        self._who: dict[tuple[str, str, str, str, str], bytes] = {}
 
     def part(
         self, model: LoadedModel, slo: Slo, parameters: Mapping[str, Any], usual: LoadedVariant
@@ -105,22 +89,39 @@ class Experiments:
             return None
         key = parameters.get("sticky_key")
         arm = assign(rollout, self._draw() if key is None else key, slo.tier.name)
-        if arm is None or not _are_told_apart(rollout, model, slo.floor, usual):
+        if arm is None:
             return None
-        is_usual = arm.name == PRIMARY and not rollout.keeps_primary
-        variant = usual if is_usual else model.variants[arm.variant]
-        return Part(rollout, arm, variant, self._conductor.tally(rollout.id, arm.name))
+        terms = rollout.id, rollout.version, arm.name, model, usual, slo.floor
+        try:
+            return self._parts[terms]
+        except KeyError:
+            if len(self._parts) >= _MOST_PARTS:
+                self._parts.clear()
+            part = self._parts[terms] = self._part(rollout, arm, model, slo.floor, usual)
+            return part
 
-    def answered(self, part: Part | None, outcome: Outcome) -> None:
+    def _part(
+        self, rollout: Rollout, arm: Arm, model: LoadedModel, floor: float, usual: LoadedVariant
+    ) -> Part | None:
+        """The part of all requests with these terms."""
+        if not _are_told_apart(rollout, model, floor, usual):
+            return None
+        is_assigned = arm.name != PRIMARY or rollout.keeps_primary
+        variant = model.variants[arm.variant] if is_assigned else usual
+        return Part(rollout, arm, variant, self._conductor.tally(rollout.id, arm.name), is_assigned)
+
+    def answered(self, course: Course) -> None:
         """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
+        part = course.part
         if part is not None:
-            part.tally.answered(outcome.total_s)
-            if outcome.variant is part.variant:
-                self._copy(part, outcome)
+            part.tally.answered(course.total_s)
+            if course.variant is part.variant:
+                if part.rollout.fraction:
+                    self._copy(part, course)
             else:  # another answered in its place: what it said says nothing of the arm
                 part = None
         if self._keeps == "all" or (part is not None and self._keeps == "rollouts"):
-            self._keep(part, outcome)
+            self._keep(part, course)
 
     def failed(self, part: Part, error: ServiceError) -> None:
         """Counts a request that got no answer; that of an assigned variant was counted as it fell through."""
@@ -176,43 +177,50 @@ class Experiments:
                 recipe = answer.variant.partition("@")[0]
                 self._metrics.feedback.labels(answer.model, recipe, answer.arm, correct).inc()
 
-    def _keep(self, part: Part | None, outcome: Outcome) -> None:
-        assert outcome.outputs is not None  # it was answered; the model's own outputs come first
-        kept = prediction(outcome.model.card.spec.metric, outcome.outputs)
+    def _keep(self, part: Part | None, course: Course) -> None:
+        assert course.outputs is not None  # it was answered; the model's own outputs come first
+        kept = prediction(course.model.card.spec.metric, course.outputs)
         if kept is not None:
             rollout, arm = (part.rollout.id, part.arm.name) if part else ("", NO_ARM)
-            answer = Served(
-                outcome.request_id, outcome.model.name, outcome.variant.version, outcome.tier,
-                rollout, arm, kept, time.time(),
-            )  # fmt: skip
-            sealed = None if outcome.request.id else self._conductor.sealed(answer)
+            who = course.model.name, course.variant.version, course.tier, rollout, arm
+            sealed = None if course.request.id else self._sealed(course.request_id, who, kept)
             if sealed is None:
-                self._conductor.remember(answer)
+                self._conductor.remember(Served(course.request_id, *who, kept, time.time()))
             else:
-                outcome.request_id = sealed
+                course.request_id = sealed
 
-    def _copy(self, part: Part, outcome: Outcome) -> None:
+    def _sealed(self, request: str, who: tuple[str, str, str, str, str], kept: Any) -> str | None:
+        """An id that carries an answer, if it can be made."""
+        seal = self._conductor.seal
+        if seal is None:
+            return None
+        written = self._who.get(who)
+        if written is None:
+            if len(self._who) >= _MOST_PARTS:
+                self._who.clear()
+            written = self._who[who] = who_answered(*who)
+        return seal.close(request, written, kept, time.time())
+
+    def _copy(self, part: Part, course: Course) -> None:
         """Has other arms answer the same request when nothing else waits."""
         now = perf_counter()
-        if not part.rollout.fraction or now < self._next_copy or len(self._copies) >= _MOST_COPIES:
+        if now < self._next_copy or len(self._copies) >= _MOST_COPIES:
             return
         for arm in shadow_draw(part.rollout, part.arm, self._draw()):
-            other = outcome.model.variants.get(arm.variant)
+            other = course.model.variants.get(arm.variant)
             candidate = arm if part.arm.name == PRIMARY else part.arm
-            fits = other is not None and outcome.request.rows <= other.max_batch_rows
-            if other is None or not fits or other is outcome.variant or not other.breaker.allows(now):
+            fits = other is not None and course.request.rows <= other.max_batch_rows
+            if other is None or not fits or other is course.variant or not other.breaker.allows(now):
                 continue
             self._next_copy = now + self._copy_every_s
-            task = asyncio.create_task(self._compare(part.rollout, candidate, other, outcome))
+            task = asyncio.create_task(self._compare(part.rollout, candidate, other, course))
             self._copies.add(task)
             task.add_done_callback(self._copies.discard)
 
-    async def _compare(
-        self, rollout: Rollout, candidate: Arm, other: LoadedVariant, outcome: Outcome
-    ) -> None:
+    async def _compare(self, rollout: Rollout, candidate: Arm, other: LoadedVariant, course: Course) -> None:
         tally = self._conductor.tally(rollout.id, candidate.name)
         counts = counts_copies(rollout)
-        request, deadline = outcome.request, perf_counter() + _COPY_PATIENCE_S
+        request, deadline = course.request, perf_counter() + _COPY_PATIENCE_S
         other.breaker.asked(perf_counter())
         try:
             await other.ensure_open()
@@ -229,25 +237,23 @@ class Experiments:
         if counts:
             tally.answered(done.infer_s)
             tally.non_finite += not is_finite(done)
-        theirs = _own_outputs(outcome)
+        theirs = _own_outputs(course)
         ours = dict(zip(theirs, done.outputs, strict=True))
-        answers = (theirs, ours) if outcome.variant.version != candidate.variant else (ours, theirs)
-        comparison = compare(outcome.model.card.spec.metric, *answers)
+        answers = (theirs, ours) if course.variant.version != candidate.variant else (ours, theirs)
+        comparison = compare(course.model.card.spec.metric, *answers)
         tally.compared(comparison)
         agree = "true" if comparison.agreement == comparison.n else "false"
         recipe = candidate.variant.partition("@")[0]
-        self._metrics.shadow_comparisons.labels(outcome.model.name, recipe, agree).inc()
+        self._metrics.shadow_comparisons.labels(course.model.name, recipe, agree).inc()
 
 
 def is_finite(done: Completed) -> bool:
     """Whether all numbers of an answer are."""
     # Squares add up to a finite number only where all are; where they overflow, each is looked at.
-    return all(
-        [
-            output.dtype.kind != "f" or isfinite(np.vdot(output, output)) or bool(np.isfinite(output).all())
-            for output in done.outputs
-        ]
-    )
+    for output in done.outputs:
+        if output.dtype.kind == "f" and not (isfinite(np.vdot(output, output)) or np.isfinite(output).all()):
+            return False
+    return True
 
 
 def _are_told_apart(rollout: Rollout, model: LoadedModel, floor: float, usual: LoadedVariant) -> bool:
@@ -264,7 +270,7 @@ def _are_told_apart(rollout: Rollout, model: LoadedModel, floor: float, usual: L
     return True
 
 
-def _own_outputs(outcome: Outcome) -> dict[str, Any]:
+def _own_outputs(course: Course) -> dict[str, Any]:
     """The model's own outputs, without those of transforms."""
-    assert outcome.outputs is not None  # it was answered
-    return {spec.name: outcome.outputs[spec.name] for spec in outcome.model.card.spec.signature.outputs}
+    assert course.outputs is not None  # it was answered
+    return {spec.name: course.outputs[spec.name] for spec in course.model.card.spec.signature.outputs}

@@ -5,63 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError, UncomputableError
-from service.experiments import Experiments, Part, is_finite
+from service.course import Course, Listener, Part, Watch
+from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError
+from service.experiments import Experiments, is_finite
 from service.fleet import Fleet
 from service.lag import LoopLag
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, NO_VARIANT, Metrics
-from service.outcome import Listener, Outcome
 from service.protocol import InferRequest
 from service.router import Route, Router
-from service.routing import Slo
 from service.scheduler import Completed, Scheduler
 from service.transforming import Transforming
-
-Watch = Callable[[], None]
 
 # A rollout's variant that does not answer gives up while the router's choice has so many of its times left,
 # and this share of the caller's.
 _RESERVE, _RESERVED_SHARE = 2.0, 0.2
-
-
-@dataclass(slots=True)
-class _Course:
-    """How far a request came: what is counted, however it ends."""
-
-    model: LoadedModel
-    pinned: LoadedVariant | None
-    slo: Slo
-    request: InferRequest
-    request_id: str
-    arrived: float
-    watch: Watch | None
-    deadline: float = 0.0
-    transform_s: float = 0.0
-    route: Route | None = None
-    part: Part | None = None
-    suspect: LoadedVariant | None = None
-
-    @property
-    def variant(self) -> LoadedVariant | None:
-        """What answers it, or was to."""
-        return self.pinned if self.route is None else self.route.variant
-
-    @property
-    def arm(self) -> str:
-        """Its arm in a rollout, or `NO_ARM`."""
-        return NO_ARM if self.part is None else self.part.arm.name
-
-    def suspects(self, variant: LoadedVariant, error: ServiceError) -> None:
-        """Remembers who could not compute the request: when another can, it was not the request's fault."""
-        if isinstance(error, UncomputableError):
-            self.suspect = variant
 
 
 class Inference:
@@ -103,7 +66,7 @@ class Inference:
         arrived: float,
         watch: Watch | None = None,
         request_id: str | None = None,
-    ) -> Outcome:
+    ) -> Course:
         """Answers one request.
 
         Args:
@@ -121,7 +84,7 @@ class Inference:
         """
         request_id = request_id or request.id or self.new_id()
         arrived -= self.lag.seconds
-        course = _Course(model, pinned, model.slo.default, request, request_id, arrived, watch)
+        course = Course(model, pinned, model.slo.default, request, request_id, arrived, watch)
         try:
             course.slo = model.slo.read(parameters)
             course.deadline = arrived + course.slo.deadline_ms / 1e3
@@ -158,7 +121,7 @@ class Inference:
         if isinstance(error, DeadlineError):
             metrics.tallies.counter(metrics.deadline_missed, model.name, tier).inc()
 
-    async def _answer(self, course: _Course, parameters: dict[str, Any]) -> Completed:
+    async def _answer(self, course: Course, parameters: dict[str, Any]) -> Completed:
         """What the chosen variant says; when it fails, what the next says that meets the objectives."""
         model, pinned, slo, request = course.model, course.pinned, course.slo, course.request
         course.route = route = self._router.route(model, pinned, slo, request, course.deadline)
@@ -183,7 +146,7 @@ class Inference:
             return await self._run(course, course.route.variant, course.deadline)
 
     async def _ask_assigned(
-        self, course: _Course, experiments: Experiments, part: Part, usual: LoadedVariant
+        self, course: Course, experiments: Experiments, part: Part, usual: LoadedVariant
     ) -> Completed | None:
         """What a rollout's variant says, or None when the router's choice has to answer in its place."""
         slo, request, candidate = course.slo, course.request, part.variant
@@ -207,7 +170,7 @@ class Inference:
         experiments.fell_through(part, error)
         return None
 
-    def _run(self, course: _Course, variant: LoadedVariant, deadline: float) -> Awaitable[Completed]:
+    def _run(self, course: Course, variant: LoadedVariant, deadline: float) -> Awaitable[Completed]:
         """Runs a request."""
         request, rows = course.request, course.request.rows
         if course.watch is not None and not self.scheduler.is_inline(variant, rows):
@@ -216,7 +179,7 @@ class Inference:
             return self.scheduler.submit(variant, request.inputs, rows, deadline, course.slo.priority)
         return self._run_apart(course, variant, deadline)
 
-    async def _run_apart(self, course: _Course, variant: LoadedVariant, deadline: float) -> Completed:
+    async def _run_apart(self, course: Course, variant: LoadedVariant, deadline: float) -> Completed:
         """Opens the variant for a request, and runs a long one in parts.
 
         So it bounds neither memory nor the others' waiting.
@@ -240,35 +203,31 @@ class Inference:
                 future.cancel()
             raise
 
-    def _answered(self, course: _Course, done: Completed) -> Outcome:
+    def _answered(self, course: Course, done: Completed) -> Course:
         """Counts an answer and tells of it."""
         model, request, route = course.model, course.request, course.route
         assert route is not None  # it was answered
-        if course.suspect is not None and course.suspect is not route.variant:
+        variant = route.variant
+        if course.suspect is not None and course.suspect is not variant:
             course.suspect.blame()
         outputs = dict(zip(model.own_outputs, done.outputs, strict=True))
         if model.has_transforms:
             outputs = self.transforming.after(model, request, outputs)
-        variant, tier, arm = route.variant, course.slo.tier.name, course.arm
-        queue_s, total_s = done.queue_s, perf_counter() - course.arrived
-        outcome = Outcome(
-            course.request_id, model, variant, tier, arm, request,
-            outputs, None, course.arrived, course.transform_s, done.started, done.batch_rows, queue_s,
-            done.infer_s, total_s, route.degraded_from,
-        )  # fmt: skip
-        variant.answered(tier, arm, request.rows, queue_s, total_s)
+        course.done, course.outputs = done, outputs
+        course.total_s = total_s = perf_counter() - course.arrived
+        variant.answered(course.slo.tier.name, course.arm, request.rows, done.queue_s, total_s)
         if route.degraded_from is not None:
             metrics = self.metrics
             metrics.tallies.counter(metrics.degraded, model.name, route.degraded_from, variant.name).inc()
         if self.experiments is not None:
-            self.experiments.answered(course.part, outcome)
+            self.experiments.answered(course)
         for listener in self.listeners:
-            listener.served(outcome)
-        return outcome
+            listener.served(course)
+        return course
 
-    def _failed(self, course: _Course, error: ServiceError) -> None:
+    def _failed(self, course: Course, error: ServiceError) -> None:
         """Counts an error and tells of it."""
-        model, variant, tier = course.model, course.variant, course.slo.tier.name
+        model, variant, tier = course.model, course.chosen, course.tier
         self.count_error(model, variant, tier, error, course.arm)
         if self.experiments is not None and course.part is not None:
             self.experiments.failed(course.part, error)
@@ -276,24 +235,18 @@ class Inference:
             for refused in self.refusals:
                 refused(error, model.name, tier, course.request_id)
             return
-        total_s = perf_counter() - course.arrived
-        variant.statistics.failed(total_s)
-        if self.listeners:
-            outcome = Outcome(
-                course.request_id, model, variant, tier, course.arm, course.request, None,
-                error, course.arrived, course.transform_s, 0.0, 0, 0.0, 0.0, total_s,
-                None if course.route is None else course.route.degraded_from,
-            )  # fmt: skip
-            for listener in self.listeners:
-                listener.served(outcome)
+        course.error, course.total_s = error, perf_counter() - course.arrived
+        variant.statistics.failed(course.total_s)
+        for listener in self.listeners:
+            listener.served(course)
 
-    def _count(self, course: _Course, outcome: str) -> None:
-        variant = course.variant
+    def _count(self, course: Course, outcome: str) -> None:
+        variant = course.chosen
         self.metrics.tallies.counter(
             self.metrics.requests,
             course.model.name,
             variant.name if variant else NO_VARIANT,
-            course.slo.tier.name,
+            course.tier,
             course.arm,
             outcome,
         ).inc()

@@ -48,7 +48,7 @@ async def predict(
         "outputs": {name: array.tolist() for name, array in answer.outputs.items()},
         "variant": answer.variant.name,
         "tier": answer.tier,
-        "degraded": answer.degraded,
+        "degraded": answer.degraded_from is not None,
         "request_id": answer.request_id,
     }
 

@@ -6,6 +6,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,10 @@ class _Duration:
     def add(self, seconds: float) -> None:
         self.count += 1
         self.ns += int(seconds * 1e9)
+
+    def add_all(self, seconds: Sequence[float]) -> None:
+        self.count += len(seconds)
+        self.ns += int(sum(seconds) * 1e9)
 
     def to_json(self) -> dict[str, int]:
         return {"count": self.count, "ns": self.ns}
@@ -53,10 +58,12 @@ class Statistics:
             self._add_up()
 
     def _add_up(self) -> None:
-        for rows, queue_s, total_s in self._answers:
-            self.inferences += rows
-            self.queue.add(queue_s)
-            self.success.add(total_s)
+        if not self._answers:
+            return
+        rows, queue_s, total_s = zip(*self._answers, strict=True)
+        self.inferences += sum(rows)
+        self.queue.add_all(queue_s)
+        self.success.add_all(total_s)
         self._answers.clear()
 
     def failed(self, total_s: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, Final
 
@@ -69,6 +70,7 @@ _STRUCT_CODES: Final[dict[str, str]] = {
 }
 _LENGTH = struct.Struct("<I")
 _SHOWN_BYTES = 48
+_MAX_PACKS = 256
 
 
 def quoted(value: object) -> str:
@@ -131,7 +133,17 @@ class TensorReader:
         datatype: Its protocol datatype.
     """
 
-    __slots__ = ("_check_finite", "_code", "_dtype", "_expected", "_json_types", "datatype", "spec")
+    __slots__ = (
+        "_check_finite",
+        "_code",
+        "_dtype",
+        "_expected",
+        "_json_types",
+        "_packs",
+        "_takes_numbers",
+        "datatype",
+        "spec",
+    )
 
     def __init__(self, spec: TensorSpec, allow_non_finite: bool = False) -> None:
         """Prepares for `spec`.
@@ -143,27 +155,36 @@ class TensorReader:
         self.datatype = DTYPE_DATATYPES[spec.dtype]
         self._dtype = np.dtype(object if spec.dtype == "bytes" else spec.dtype)
         self._code = _STRUCT_CODES.get(spec.dtype, "")
+        self._packs: dict[int, Callable[..., bytes]] = {}
+        self._takes_numbers = self._dtype.kind in "iuf"
         self._json_types = _JSON_TYPES[self._dtype.kind]
         self._check_finite = self._dtype.kind == "f" and not allow_non_finite
         self._expected = f"{self.datatype}, {_values(self._dtype)}"
 
-    def read_json(self, data: object, shape: list[int]) -> Array:
+    def read_json(self, data: object, shape: list[int], may_hold_booleans: bool = True) -> Array:
         """Values from a JSON list, flat or nested exactly as `shape`, strictly typed.
 
         Args:
             data: The list, as orjson read it.
             shape: Lengths of the axes, each at least 1.
+            may_hold_booleans: Whether true or false may be among the values.
 
         Raises:
             BadRequestError: Not a list, ragged, a wrong number of values, or a value of another type.
         """
         if type(data) is not list:
             raise self._error(f"has {quoted(data)} as data; expected a list", "Send a flat or a nested list.")
+        count = math.prod(shape)
+        if self._takes_numbers and not may_hold_booleans and len(data) == count:
+            # struct refuses whatever else is none of the datatype's values; only booleans are numbers to it.
+            try:
+                return np.ndarray(shape, self._dtype, self._pack(count)(*data))
+            except (struct.error, OverflowError, TypeError):
+                pass  # nested, or wrong: that is found out below
         kinds = set(map(type, data))
         if list in kinds:
             data = self._flattened(data, shape)
             kinds = set(map(type, data))
-        count = math.prod(shape)
         if len(data) != count:
             raise self._error(
                 f"has {len(data)} value(s); expected {count} for its shape {shape}",
@@ -177,10 +198,18 @@ class TensorReader:
         # "<" matters: native "f" would turn an overflow into an infinity. orjson reads no NaN, infinity or
         # 1e400, so whatever passes is finite.
         try:
-            packed = struct.pack(f"<{count}{self._code}", *data)
+            return np.ndarray(shape, self._dtype, self._pack(count)(*data))
         except (struct.error, OverflowError):
             raise self._wrong_value(data) from None
-        return np.frombuffer(packed, self._dtype).reshape(shape)
+
+    def _pack(self, count: int) -> Callable[..., bytes]:
+        """Writes so many values as bytes; remembered, for the same counts come again."""
+        pack = self._packs.get(count)
+        if pack is None:
+            if len(self._packs) == _MAX_PACKS:
+                self._packs.clear()
+            pack = self._packs[count] = struct.Struct(f"<{count}{self._code}").pack
+        return pack
 
     def read_binary(self, raw: memoryview, shape: list[int]) -> Array:
         """Values from little-endian row-major bytes, without a copy where they are aligned.

@@ -137,6 +137,8 @@ def class_axis(output: Array, labels_shape: tuple[int, ...] | None = None) -> in
     Raises:
         MetricError: No axis can.
     """
+    if labels_shape is None and output.ndim == 2 and output.shape[1] > 1:
+        return 1  # the usual, for every answer that waits for a label
     axes = (1, output.ndim - 1) if output.ndim >= 4 else (output.ndim - 1, 1)
     for axis in axes:
         if 0 < axis < output.ndim and output.shape[axis] > 1:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from compression.signature import Array
+from service.course import Course
 from service.metrics import Metrics
-from service.outcome import Outcome
 from variants import document
 from variants.card import Card
 from variants.catalog import DISTRIBUTIONS_FILE
@@ -138,22 +138,22 @@ class Drift:
         self._samples: list[_Sample] = []
         self._watched: dict[str, _Watched] = {}
 
-    def served(self, outcome: Outcome) -> None:
+    def served(self, course: Course) -> None:
         """Keeps some rows of a request, when it is its turn."""
-        if outcome.arrived < self._next or outcome.outputs is None or self._draw() >= self._share:
+        if course.arrived < self._next or course.outputs is None or self._draw() >= self._share:
             return
-        card = outcome.model.card
+        card = course.model.card
         spec = card.spec
-        judged = outcome.outputs[judged_output(spec)]
-        bytes_per_row = max(1, judged.nbytes // outcome.request.rows)
-        rows = max(1, min(outcome.request.rows, _MOST_ROWS, _MOST_BYTES // bytes_per_row))
-        self._next = outcome.arrived + rows * self._seconds_per_row
+        judged = course.outputs[judged_output(spec)]
+        bytes_per_row = max(1, judged.nbytes // course.request.rows)
+        rows = max(1, min(course.request.rows, _MOST_ROWS, _MOST_BYTES // bytes_per_row))
+        self._next = course.arrived + rows * self._seconds_per_row
         inputs = {
-            tensor.name: thinned(tensor, outcome.request.inputs[tensor.name][:rows]).copy()
+            tensor.name: thinned(tensor, course.request.inputs[tensor.name][:rows]).copy()
             for tensor in spec.signature.inputs
         }
         outputs = {judged_output(spec): judged[:rows].copy()}
-        self._samples.append(_Sample(card, outcome.variant.version, inputs, outputs, rows))
+        self._samples.append(_Sample(card, course.variant.version, inputs, outputs, rows))
 
     def take(self) -> list[_Sample]:
         """The samples since the last call."""

@@ -16,10 +16,10 @@ import orjson
 import structlog
 from opentelemetry.trace import get_current_span
 
+from service.course import Course
 from service.errors import DeadlineError, ServiceError, UnavailableError
 from service.observing.bursts import Bursts
 from service.observing.redaction import redact_event
-from service.outcome import Outcome
 
 Format = Literal["auto", "json", "console"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -58,34 +58,34 @@ class RequestLog:
         self._bursts = bursts
         self._draw = draw
 
-    def served(self, outcome: Outcome) -> None:
+    def served(self, course: Course) -> None:
         """Tells of a request that ended, if it is worth a line."""
-        is_sampled = self._is_sampled(outcome)
-        if outcome.error is None and outcome.degraded_from is None and not is_sampled:
+        done = course.done if self._is_sampled(course) else None
+        if course.error is None and course.degraded_from is None and done is None:
             return
-        names = {"model": outcome.model.name, "variant": outcome.variant.name, "tier": outcome.tier}
-        if outcome.error is not None:
-            self._end(outcome.error, **names, arm=outcome.arm, request_id=outcome.request_id)
-        elif outcome.degraded_from is not None:
-            self._decide("degrade", wanted=outcome.degraded_from, **names, request_id=outcome.request_id)
-        if is_sampled:
+        names = {"model": course.model.name, "variant": course.variant.name, "tier": course.tier}
+        if course.error is not None:
+            self._end(course.error, **names, arm=course.arm, request_id=course.request_id)
+        elif course.degraded_from is not None:
+            self._decide("degrade", wanted=course.degraded_from, **names, request_id=course.request_id)
+        if done is not None:
             requests.info(
                 "request",
                 **names,
-                arm=outcome.arm,
-                rows=outcome.request.rows,
-                batch_rows=outcome.batch_rows,
-                queue_ms=round(outcome.queue_s * 1e3, 3),
-                infer_ms=round(outcome.infer_s * 1e3, 3),
-                total_ms=round(outcome.total_s * 1e3, 3),
-                request_id=outcome.request_id,
+                arm=course.arm,
+                rows=course.request.rows,
+                batch_rows=done.batch_rows,
+                queue_ms=round(done.queue_s * 1e3, 3),
+                infer_ms=round(done.infer_s * 1e3, 3),
+                total_ms=round(course.total_s * 1e3, 3),
+                request_id=course.request_id,
             )
 
-    def _is_sampled(self, outcome: Outcome) -> bool:
+    def _is_sampled(self, course: Course) -> bool:
         """Whether an answered request gets a line: by its share, and not many of them in a second."""
-        if outcome.error is not None or outcome.arrived < self._next or self._draw() >= self._share:
+        if course.error is not None or course.arrived < self._next or self._draw() >= self._share:
             return False
-        self._next = outcome.arrived + self._seconds_per_line
+        self._next = course.arrived + self._seconds_per_line
         return True
 
     def refused(self, error: ServiceError, model: str, tier: str, request_id: str) -> None:

@@ -6,12 +6,12 @@ import asyncio
 
 from service.asgi import App
 from service.config import Config
+from service.course import Listener
 from service.lag import LoopLag
 from service.metrics import Metrics
 from service.observing.drift import Drift, FindFile
 from service.observing.logs import RequestLog, configure_logs, tell_left_out
 from service.observing.tracing import TracedApp, tracing_from_environment
-from service.outcome import Listener
 
 
 class Observers:

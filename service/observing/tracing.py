@@ -1,6 +1,6 @@
 """OpenTelemetry spans of inference requests: route, queue, batch, infer below one span per request.
 
-The spans are made after the fact, from the times that an outcome has anyway; switched off, nothing of this is
+The spans are made after the fact, from the times that an course has anyway; switched off, nothing of this is
 in the path of a request. Configured by OpenTelemetry's own environment variables alone:
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/.
 """
@@ -24,9 +24,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from service.asgi import App, Headers, Message, Receive, Scope, Send
 from service.config import ConfigError
+from service.course import Course
 from service.errors import DeadlineError, InferenceError, ServiceError
 from service.lag import LoopLag
-from service.outcome import Outcome
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -66,7 +66,7 @@ class Tracing:
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("mipgate")
-        self._ended: list[tuple[_Traced, Outcome]] = []
+        self._ended: list[tuple[_Traced, Course]] = []
 
     def begin(self, scope: Scope, began_ns: int) -> Span:
         """The span of a request, below the caller's when its headers name one."""
@@ -81,7 +81,7 @@ class Tracing:
             start_time=began_ns,
         )
 
-    def served(self, outcome: Outcome) -> None:
+    def served(self, course: Course) -> None:
         """Notes a request that ended; its spans are made when all of its batch have."""
         traced = _traced.get()
         if traced is None:
@@ -89,8 +89,8 @@ class Tracing:
         if not self._ended:
             # The others of the batch were woken before this one ran: they are told first.
             asyncio.get_running_loop().call_soon(self._make_spans)
-        self._ended.append((traced, outcome))
-        traced.span.set_attributes({**_attributes(outcome), "mipgate.request_id": outcome.request_id})
+        self._ended.append((traced, course))
+        traced.span.set_attributes({**_attributes(course), "mipgate.request_id": course.request_id})
 
     def close(self) -> None:
         """Sends what waits; takes as long as the exporter gives itself."""
@@ -101,22 +101,24 @@ class Tracing:
         ended.sort(key=lambda item: (item[1].started, item[1].variant.key))
         for (started, _), group in groupby(ended, lambda item: (item[1].started, item[1].variant.key)):
             batch = list(group)
-            for traced, outcome in batch:
+            for traced, course in batch:
                 if started:
                     others = [Link(t.span.get_span_context()) for t, _ in batch if t is not traced]
-                    self._answered(traced, outcome, others)
-                elif outcome.error is not None:
-                    self._failed(traced, outcome, outcome.error)
+                    self._answered(traced, course, others)
+                elif course.error is not None:
+                    self._failed(traced, course, course.error)
 
-    def _answered(self, traced: _Traced, outcome: Outcome, others: list[Link]) -> None:
-        began, ended = outcome.started, outcome.arrived + outcome.total_s
-        queued = max(outcome.arrived, began - outcome.queue_s)
-        self._add(traced, "route", outcome, outcome.arrived, queued)
-        self._add(traced, "queue", outcome, queued, began)
-        batch = self._add(traced, "batch", outcome, began, ended, others, {"rows": outcome.batch_rows})
-        self._add(replace(traced, span=batch), "infer", outcome, began, began + outcome.infer_s)
+    def _answered(self, traced: _Traced, course: Course, others: list[Link]) -> None:
+        done = course.done
+        assert done is not None  # it was answered
+        began, ended = done.started, course.arrived + course.total_s
+        queued = max(course.arrived, began - done.queue_s)
+        self._add(traced, "route", course, course.arrived, queued)
+        self._add(traced, "queue", course, queued, began)
+        batch = self._add(traced, "batch", course, began, ended, others, {"rows": done.batch_rows})
+        self._add(replace(traced, span=batch), "infer", course, began, began + done.infer_s)
 
-    def _failed(self, traced: _Traced, outcome: Outcome, error: ServiceError) -> None:
+    def _failed(self, traced: _Traced, course: Course, error: ServiceError) -> None:
         """One span, of the step that it ended in: more is not known of a failure."""
         match error:
             case DeadlineError():
@@ -125,19 +127,19 @@ class Tracing:
                 name = "infer"
             case _:
                 name = "route"
-        self._add(traced, name, outcome, outcome.arrived, outcome.arrived + outcome.total_s)
+        self._add(traced, name, course, course.arrived, course.arrived + course.total_s)
 
     def _add(
         self,
         above: _Traced,
         name: str,
-        outcome: Outcome,
+        course: Course,
         start: float,
         end: float,
         links: list[Link] | None = None,
         more: Mapping[str, int] | None = None,
     ) -> Span:
-        attributes: dict[str, str | int] = {**_attributes(outcome), **(more or {})}
+        attributes: dict[str, str | int] = {**_attributes(course), **(more or {})}
         span = self._tracer.start_span(
             name,
             set_span_in_context(above.span, otel_context.Context()),
@@ -145,7 +147,7 @@ class Tracing:
             links=links,
             start_time=above.unix_ns(start),
         )
-        if outcome.error is not None:
+        if course.error is not None:
             span.set_status(StatusCode.ERROR)
         span.end(above.unix_ns(end))
         return span
@@ -251,11 +253,11 @@ def _tell_status(span: Span, status: int) -> None:
         span.set_status(StatusCode.ERROR)
 
 
-def _attributes(outcome: Outcome) -> dict[str, str]:
+def _attributes(course: Course) -> dict[str, str]:
     said = {
-        "model": outcome.model.name,
-        "variant": outcome.variant.name,
-        "tier": outcome.tier,
-        "arm": outcome.arm,
+        "model": course.model.name,
+        "variant": course.variant.name,
+        "tier": course.tier,
+        "arm": course.arm,
     }
-    return said if outcome.error is None else said | {"error.type": type(outcome.error).__name__}
+    return said if course.error is None else said | {"error.type": type(course.error).__name__}

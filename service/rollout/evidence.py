@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log2
 from typing import Any
+
+import numpy as np
 
 # Latencies fall into buckets that grow by 2.2%, from one microsecond to 18 minutes.
 BUCKETS_PER_OCTAVE = 32
@@ -36,6 +38,14 @@ class Histogram:
     """
 
     counts: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Histogram:
+        """Latencies as they were measured."""
+        octaves = np.log2(np.maximum(seconds, _SHORTEST_S) / _SHORTEST_S)
+        indices = np.minimum(BUCKETS_PER_OCTAVE * octaves, _LAST).astype(int)
+        found, counts = np.unique(indices, return_counts=True)
+        return cls(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
     @property
     def total(self) -> int:
@@ -212,7 +222,7 @@ class ArmTally:
     Its counts are plain attributes: `tally.errors += 1`.
     """
 
-    __slots__ = ("_latency", "comparisons", "errors", "feedback", "misses", "non_finite", "requests",
+    __slots__ = ("_seconds", "comparisons", "errors", "feedback", "misses", "non_finite", "requests",
                  "retries", "timeouts")  # fmt: skip
 
     def __init__(self) -> None:
@@ -220,15 +230,14 @@ class ArmTally:
 
     def _clear(self) -> None:
         self.requests = self.errors = self.timeouts = self.non_finite = self.retries = self.misses = 0
-        self._latency: dict[int, int] = {}
+        self._seconds: list[float] = []
         self.comparisons = Comparisons()
         self.feedback = Feedback()
 
     def answered(self, seconds: float) -> None:
         """Counts a request that was answered so long after its arrival."""
         self.requests += 1
-        index = bucket(seconds)
-        self._latency[index] = self._latency.get(index, 0) + 1
+        self._seconds.append(seconds)
 
     def compared(self, comparison: Comparisons) -> None:
         """Counts a copy that was compared."""
@@ -243,7 +252,7 @@ class ArmTally:
             self.non_finite,
             self.retries,
             self.misses,
-            Histogram(self._latency),
+            Histogram.of(self._seconds),
             self.comparisons,
             self.feedback,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,17 @@ def prediction(metric: str, outputs: Mapping[str, Array]) -> Any:
     Returns:
         Per row the class, or the numbers, as lists; None when it is too large to keep.
     """
-    array = outputs[metric.partition("@")[2] or next(iter(outputs))]
-    if find_metric(metric).answers is not None:
+    output, judges_classes = _judged(metric)
+    array = outputs[output or next(iter(outputs))]
+    if judges_classes:
         array = predicted_classes(array)
     return array.tolist() if array.size <= MOST_NUMBERS else None
+
+
+@cache
+def _judged(metric: str) -> tuple[str, bool]:
+    """The output that a metric names, or an empty string; whether it judges classes."""
+    return metric.partition("@")[2], find_metric(metric).answers is not None
 
 
 def names_of(spec: ServingSpec) -> tuple[str, ...]:

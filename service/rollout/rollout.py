@@ -139,7 +139,7 @@ class Rollout:
         """All arms but the primary."""
         return self.arms[1:]
 
-    @property
+    @cached_property
     def contenders(self) -> tuple[Arm, ...]:
         """Candidates that did not fail."""
         return tuple(arm for arm in self.candidates if arm.outcome is not Outcome.FAILED)

@@ -6,8 +6,8 @@ without the key that gateways share through the database can make one up or chan
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error
+from base64 import urlsafe_b64decode
+from binascii import Error, b2a_base64
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, NamedTuple
@@ -18,9 +18,11 @@ from service.protocol import MAX_ID_LENGTH
 
 _MARK = "s."
 _DIGEST_BYTES = 12
+_MOST_FACTS = (MAX_ID_LENGTH - len(_MARK)) // 4 * 3 - _DIGEST_BYTES  # bytes
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
-class Served(NamedTuple):  # one is made for every answer: a frozen dataclass takes four times as long
+class Served(NamedTuple):
     """An answer whose label may come later.
 
     Attributes:
@@ -44,6 +46,15 @@ class Served(NamedTuple):  # one is made for every answer: a frozen dataclass ta
     at: float
 
 
+def who_answered(model: str, variant: str, tier: str, rollout: str, arm: str) -> bytes:
+    """The part of a sealed answer that many have in common, as `Served` has it."""
+    return orjson.dumps((model, variant, tier, rollout, arm))[1:-1]
+
+
+def _written(content: bytes) -> str:
+    return _MARK + b2a_base64(content, newline=False).translate(_URL_SAFE).decode()
+
+
 class Seal:
     """Makes and reads such ids.
 
@@ -54,12 +65,17 @@ class Seal:
     def __init__(self, secret: bytes) -> None:
         self._keyed = blake2b(key=secret, digest_size=_DIGEST_BYTES)
 
-    def close(self, answer: Served) -> str | None:
-        """The id of an answer whose `request` is unique, or None where it would be too long."""
-        facts = orjson.dumps((*answer[:-1], int(answer.at * 1e3)))
-        if (_DIGEST_BYTES + len(facts)) * 4 // 3 + 3 + len(_MARK) > MAX_ID_LENGTH:
-            return None
-        return _MARK + urlsafe_b64encode(self._digest(facts) + facts).decode()
+    def close(self, request: str, who: bytes, prediction: Any, at: float) -> str | None:
+        """The id of an answer, or None where it would be too long.
+
+        Args:
+            request: A name of the request that is unique, and is JSON between quotes.
+            who: What `who_answered` gives.
+            prediction: As `Served` has it.
+            at: As `Served` has it.
+        """
+        facts = b'["%b",%b,%b,%d]' % (request.encode(), who, orjson.dumps(prediction), at * 1e3)
+        return None if len(facts) > _MOST_FACTS else _written(self._digest(facts) + facts)
 
     def open(self, request: str) -> Served | None:
         """The answer that an id carries, under that id; None for ids that were not made here."""
@@ -71,13 +87,10 @@ class Seal:
             return None
         digest, facts = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         # Of the ways to write the same bytes in base64 only ours counts, or a label would count twice.
-        if not compare_digest(digest, self._digest(facts)) or request != self._written(content):
+        if not compare_digest(digest, self._digest(facts)) or request != _written(content):
             return None
         _, model, variant, tier, rollout, arm, prediction, at_ms = orjson.loads(facts)
         return Served(request, model, variant, tier, rollout, arm, prediction, at_ms / 1e3)
-
-    def _written(self, content: bytes) -> str:
-        return _MARK + urlsafe_b64encode(content).decode()
 
     def _digest(self, facts: bytes) -> bytes:
         digest = self._keyed.copy()

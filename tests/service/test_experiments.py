@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.rollout.evidence import ArmTally
 from service.rollout.rollout import CANDIDATE, PRIMARY, Arm, Kind, Outcome, Phase, Rollout
 from service.scheduler import Completed
-from tests.service.observing.outcomes import outcome
+from tests.service.observing.courses import course
 from variants.serving_spec import ServingSpec
 
 SIGNATURE = Signature(
@@ -47,11 +47,22 @@ class Variant:
             raise InferenceError("it cannot be opened.")
 
 
+class Model:
+    """Stands for a loaded model."""
+
+    name = "m"
+    card = SimpleNamespace(spec=SPEC)
+
+    def __init__(self, variants: dict[str, Variant]) -> None:
+        self.variants = variants
+
+
 class Conductor:
     """Stands for the conductor: one rollout, its tallies, and what is kept for labels."""
 
     def __init__(self, rollout: Rollout) -> None:
         self.rollout = rollout
+        self.seal = None
         self.tallies = {arm.name: ArmTally() for arm in rollout.arms}
         self.kept: list[tuple[str, str]] = []
 
@@ -60,9 +71,6 @@ class Conductor:
 
     def tally(self, rollout: str, arm: str) -> ArmTally:
         return self.tallies[arm]
-
-    def sealed(self, answer: Any) -> None:
-        return None
 
     def remember(self, answer: Any) -> None:
         self.kept.append((answer.variant, answer.arm))
@@ -91,7 +99,7 @@ class Played:
             id="r", model="m", tier=None, created=0, entered=0, deadline=1e12, fraction=1.0, **settings
         )
         variants = {each.version: each for each in (self.usual, self.int8)}
-        self.model = SimpleNamespace(name="m", variants=variants, card=SimpleNamespace(spec=SPEC))
+        self.model = Model(variants)
         self.conductor, self.scheduler = Conductor(rollout), Scheduler()
         self.experiments = Experiments(
             self.conductor,  # type: ignore[arg-type]
@@ -113,7 +121,7 @@ class Played:
         async def scenario() -> None:
             request = SimpleNamespace(id=None, rows=1, inputs={})
             facts: dict[str, Any] = {"model": self.model, "variant": by(self), "request": request}
-            self.experiments.answered(self.part(), outcome(**facts, outputs={"y": ROWS}))
+            self.experiments.answered(course(**facts, outputs={"y": ROWS}, part=self.part()))
             await asyncio.sleep(0.01)
 
         asyncio.run(scenario())

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from compression.signature import Array
 from service.breaker import FAILURES, Circuit
+from service.course import Course
 from service.errors import (
     BadRequestError,
     DeadlineError,
@@ -30,7 +31,6 @@ from service.fleet import Fleet
 from service.inference import Inference
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import Metrics
-from service.outcome import Outcome
 from service.pace import DevicePace, Pace
 from service.protocol import InferRequest
 from service.rollout.evidence import ArmTally, Feedback
@@ -85,7 +85,7 @@ def request(rows: int = 1, seed: int = 0) -> InferRequest:
     return InferRequest(None, {"image": image}, rows, (), False, {})
 
 
-async def ask(core: Inference, model: LoadedModel, sent: InferRequest, **parameters: Any) -> Outcome:
+async def ask(core: Inference, model: LoadedModel, sent: InferRequest, **parameters: Any) -> Course:
     return await core.infer(model, None, sent, PATIENT | parameters, perf_counter())
 
 
@@ -285,6 +285,7 @@ class Known:
 
     def __init__(self, rollout: Rollout) -> None:
         self.rollout = rollout
+        self.seal = None
         self.tallies: dict[str, ArmTally] = {arm.name: ArmTally() for arm in rollout.arms}
         self.kept: list[Served] = []
 
@@ -293,9 +294,6 @@ class Known:
 
     def tally(self, rollout: str, arm: str) -> ArmTally:
         return self.tallies[arm]
-
-    def sealed(self, answer: Served) -> None:
-        return None
 
     def remember(self, answer: Served) -> None:
         self.kept.append(answer)

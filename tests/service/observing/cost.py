@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -17,16 +18,17 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from compression.signature import Signature, TensorSpec
+from service.asgi import App, Message, Receive, Scope, Send
+from service.course import Course, Listener
 from service.errors import UnavailableError
-from service.inference import Listener, Outcome
 from service.lag import LoopLag
 from service.metrics import Metrics
 from service.observing.bursts import Bursts
 from service.observing.drift import Drift
 from service.observing.logs import RequestLog, configure_logs
-from service.observing.tracing import App, Message, Receive, Scope, Send, TracedApp, tracing_from_environment
+from service.observing.tracing import TracedApp, tracing_from_environment
 from tests.service.observing.collector import collecting
-from tests.service.observing.outcomes import outcome
+from tests.service.observing.courses import course
 from variants.catalog import Catalog
 from variants.serving_spec import ServingSpec
 
@@ -49,21 +51,21 @@ class _App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.listener is not None:
-            self.listener.served(_outcome(float(next(self.clock)), **self.facts))
+            self.listener.served(_course(float(next(self.clock)), **self.facts))
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
-_OUTCOME = outcome(
+_COURSE = course(
     model=SimpleNamespace(name="digits", card=SimpleNamespace(spec=_SPEC)),
     request=SimpleNamespace(rows=1, inputs={"image": np.zeros((1, 64), np.float32)}),
     outputs={"logits": np.zeros((1, 10), np.float32)},
     variant=SimpleNamespace(name="fp16", key="digits/fp16@0", version="fp16@0"),
 )
-_FIELDS = {name: getattr(_OUTCOME, name) for name in Outcome.__slots__}
 
 
-def _outcome(arrived: float, **facts: Any) -> Outcome:
-    return Outcome(**(_FIELDS | {"arrived": arrived, "started": arrived + 0.005} | facts))
+def _course(arrived: float, **facts: Any) -> Course:
+    done = replace(_COURSE.done, started=arrived + 0.005) if _COURSE.done else None
+    return replace(_COURSE, **({"arrived": arrived, "done": done} | facts))
 
 
 async def _us(app: App, *headers: tuple[bytes, bytes]) -> float:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from compression.signature import Array, Signature, TensorSpec
 from service.metrics import Metrics
 from service.observing.drift import Drift
-from tests.service.observing.outcomes import outcome
+from tests.service.observing.courses import course
 from variants import document
 from variants.assessment import verify_artifacts
 from variants.card import Card
@@ -50,7 +50,7 @@ class Traffic:
             request = SimpleNamespace(rows=len(part["image"]), inputs=part)
             facts: dict[str, Any] = {"arrived": float(next(self.clock)), "request": request}
             outputs = self.session.run_named(part)
-            self.drift.served(outcome(**facts, model=self.model, variant=self.variant, outputs=outputs))
+            self.drift.served(course(**facts, model=self.model, variant=self.variant, outputs=outputs))
         self.drift.evaluate(self.drift.take())
 
 
@@ -164,7 +164,7 @@ def test_a_request_of_one_value_per_row_has_fewer_signals_and_does_no_harm(
     for number, part in enumerate([*rows, *rows[:, :1]]):
         request = SimpleNamespace(rows=1, inputs={"x": part[None]})
         facts: dict[str, Any] = {"arrived": float(number), "request": request, "outputs": {"y": part[:1]}}
-        drift.served(outcome(**facts, model=model, variant=variant))
+        drift.served(course(**facts, model=model, variant=variant))
     drift.evaluate(drift.take())
     assert scores(metrics).keys() == {"input:x", "input:x:mean", "input:x:spread"}
 
@@ -182,7 +182,7 @@ def test_what_is_kept_of_a_request_does_not_keep_its_body(digits: Catalog, metri
     traffic = Traffic(digits, drift)
     facts: dict[str, Any] = {"request": SimpleNamespace(rows=20, inputs={"image": rows})}
     outputs = traffic.session.run_named({"image": rows})
-    drift.served(outcome(**facts, model=traffic.model, variant=traffic.variant, outputs=outputs))
+    drift.served(course(**facts, model=traffic.model, variant=traffic.variant, outputs=outputs))
     (sample,) = drift.take()
     assert sample.inputs["image"].base is None
     assert all(array.base is None for array in sample.outputs.values())

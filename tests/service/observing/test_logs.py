@@ -25,7 +25,7 @@ from service.observing.bursts import Bursts
 from service.observing.logs import RequestLog, configure_logs, tell_left_out
 from service.observing.observers import Observers
 from service.observing.redaction import HIDDEN, redact
-from tests.service.observing.outcomes import outcome
+from tests.service.observing.courses import course
 from variants.catalog import Catalog
 
 NAMES = ("", "mipgate", "bentoml", "circus", "uvicorn.error")
@@ -128,17 +128,17 @@ def test_the_least_that_is_told_can_be_set(written: Written) -> None:
 def test_answered_requests_get_no_more_lines_in_a_second_than_are_wanted(written: Written) -> None:
     log = RequestLog(1.0, written.bursts, 10.0, lambda: 0.0)  # type: ignore[attr-defined]
     for arrived in (100.0, 100.05, 100.11, 100.12, 100.3):
-        log.served(outcome(arrived=arrived))
+        log.served(course(arrived=arrived))
     assert len(written.lines) == 3
-    log.served(outcome(arrived=100.31, error=InferenceError("boom"), outputs=None))
+    log.served(course(arrived=100.31, error=InferenceError("boom"), outputs=None))
     assert len(written.lines) == 4  # failures have bounds of their own
 
 
 def test_a_share_of_the_answered_requests_gets_a_line(written: Written) -> None:
-    requests(written, 0.25, 0.25).served(outcome())
-    requests(written, 0.0, 0.0).served(outcome())
+    requests(written, 0.25, 0.25).served(course())
+    requests(written, 0.0, 0.0).served(course())
     assert not written.lines
-    requests(written, 0.25, 0.24).served(outcome(arm="candidate"))
+    requests(written, 0.25, 0.24).served(course(arm="candidate"))
     (line,) = written.lines
     said = {"event": "request", "model": "digits", "variant": "fp16", "tier": "balanced", "arm": "candidate"}
     assert line.items() >= (said | {"rows": 1, "batch_rows": 3, "queue_ms": 3.0, "infer_ms": 4.0}).items()
@@ -156,7 +156,7 @@ def test_a_share_of_the_answered_requests_gets_a_line(written: Written) -> None:
     ],
 )
 def test_what_did_not_go_as_asked_is_always_told(written: Written, facts: Any, event: str) -> None:
-    requests(written).served(outcome(**facts))
+    requests(written).served(course(**facts))
     (line,) = written.lines
     assert line["event"] == event
     assert line["level"] == "warning"
@@ -170,7 +170,7 @@ def test_a_request_that_no_variant_was_found_for_is_told(written: Written) -> No
 
 
 def test_what_callers_do_wrong_is_not_logged(written: Written) -> None:
-    requests(written, 1.0, 0.0).served(outcome(error=BadRequestError("no. Mend it.")))
+    requests(written, 1.0, 0.0).served(course(error=BadRequestError("no. Mend it.")))
     assert not written.lines
 
 
@@ -180,11 +180,11 @@ def test_what_callers_do_wrong_is_not_logged(written: Written) -> None:
 def test_a_burst_of_one_decision_is_cut_short_and_counted(written: Written, clock: Clock) -> None:
     log = requests(written)
     for _ in range(1000):
-        log.served(outcome(error=UnavailableError("full. Wait.")))
-    log.served(outcome(error=UnavailableError("broken. Wait.", "breaker")))
+        log.served(course(error=UnavailableError("full. Wait.")))
+    log.served(course(error=UnavailableError("broken. Wait.", "breaker")))
     assert written.events == ["shed"] * 4  # three of one reason, one of another
     clock.now = 10.0
-    log.served(outcome(error=UnavailableError("full. Wait.")))
+    log.served(course(error=UnavailableError("full. Wait.")))
     assert written.lines[-1]["left_out"] == 997
 
 
@@ -199,7 +199,7 @@ def test_loggers_of_the_standard_library_cannot_flood_either(written: Written, c
 
 def test_when_a_burst_is_over_its_number_is_told(written: Written, clock: Clock) -> None:
     for _ in range(10):
-        requests(written).served(outcome(error=UnavailableError("full. Wait.")))
+        requests(written).served(course(error=UnavailableError("full. Wait.")))
     tell_left_out(written.bursts)  # type: ignore[attr-defined]
     assert written.events == ["shed"] * 3
     clock.now = 10.0

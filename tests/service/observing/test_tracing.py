@@ -22,7 +22,7 @@ from service.observing.tracing import (
     tracing_from_environment,
 )
 from tests.service.observing.collector import Collector, collecting
-from tests.service.observing.outcomes import outcome
+from tests.service.observing.courses import course
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{CALLER}-01", f"00-{TRACE}-{CALLER}-00"
@@ -57,7 +57,7 @@ class App:
         if self.together is not None:
             await self.together.wait()
         now = time.perf_counter()
-        self.tracing.served(outcome(**{"arrived": now, "started": now + 0.005} | self.facts))
+        self.tracing.served(course(**{"arrived": now, "started": now + 0.005} | self.facts))
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 

@@ -13,7 +13,7 @@ from service.rollout.evidence import Feedback
 from service.state.database import Database
 from service.state.evidence import Batch, EvidenceStore
 from service.state.leases import FencedError, Lease, Leases
-from service.state.sealed import Seal, Served
+from service.state.sealed import Seal, Served, who_answered
 from tests.service.state.experiments import answers
 
 ARM = ("r1", "candidate")
@@ -167,11 +167,16 @@ def test_ids_are_kept_no_longer_than_labels_are_taken(store: EvidenceStore, data
     assert rows(database, "served") == 1
 
 
+def close(seal: Seal, given: Served) -> str | None:
+    who = who_answered(given.model, given.variant, given.tier, given.rollout, given.arm)
+    return seal.close(given.request, who, given.prediction, given.at)
+
+
 def test_an_id_that_carries_its_answer_is_written_when_its_label_comes_and_once(
     store: EvidenceStore, database: Database
 ) -> None:
     seal = EvidenceStore(database).seal()  # another worker's
-    sealed, old = seal.close(answer("n-1")), seal.close(answer("n-2", age_s=100))
+    sealed, old = close(seal, answer("n-1")), close(seal, answer("n-2", age_s=100))
     assert sealed is not None
     assert old is not None
     assert rows(database, "served") == 0
@@ -186,7 +191,7 @@ def test_an_id_that_carries_its_answer_is_written_when_its_label_comes_and_once(
 
 def test_an_id_that_was_not_made_here_carries_nothing() -> None:
     seal = Seal(b"k" * 32)
-    sealed = seal.close(answer("n-1"))
+    sealed = close(seal, answer("n-1"))
     assert sealed is not None
     opened = seal.open(sealed)
     assert opened is not None
@@ -198,4 +203,4 @@ def test_an_id_that_was_not_made_here_carries_nothing() -> None:
         assert seal.open(sealed[:place] + other + sealed[place + 1 :]) is None
     for text_ in ("s.", "s.!", "s." + "A" * 40, "n-1", sealed + "=", sealed + "\n"):
         assert seal.open(text_) is None
-    assert seal.close(answer("n" * 200)) is None  # longer than an id may be
+    assert close(seal, answer("n" * 200)) is None  # longer than an id may be
