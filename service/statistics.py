@@ -46,16 +46,16 @@ class Statistics:
 
     def executed(self, rows: int, seconds: float) -> None:
         """A batch ran."""
+        self._last_s = time.time()
+        if len(self._answers) >= _MOST_APART:
+            self._add_up()
         self.executions += 1
         self.infer.add(seconds)
         self.batches.setdefault(rows, _Duration()).add(seconds)
 
     def answered(self, rows: int, queue_s: float, total_s: float) -> None:
         """A request was answered."""
-        self._last_s = time.time()
         self._answers.append((rows, queue_s, total_s))
-        if len(self._answers) >= _MOST_APART:
-            self._add_up()
 
     def _add_up(self) -> None:
         if not self._answers:

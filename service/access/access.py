@@ -162,7 +162,7 @@ class Access:
             and hmac.compare_digest(authorization, found.authorization)
             and found.key.is_valid(self._clock())
         ):
-            if counts:
+            if counts and self._buckets:
                 self._count(found.key)
             return found.principal
         sent = _bearer(authorization)

@@ -59,9 +59,14 @@ class RequestLog:
         self._draw = draw
 
     def served(self, course: Course) -> None:
-        """Tells of a request that ended, if it is worth a line."""
-        done = course.done if self._is_sampled(course) else None
-        if course.error is None and course.degraded_from is None and done is None:
+        """Tells of a request that ended, if it is worth a line.
+
+        Of the answered ones a share is, and not many in a second.
+        """
+        done, route = course.done, course.route
+        if done is not None and (course.arrived < self._next or self._draw() >= self._share):
+            done = None
+        if done is None and course.error is None and (route is None or route.degraded_from is None):
             return
         names = {"model": course.model.name, "variant": course.variant.name, "tier": course.tier}
         if course.error is not None:
@@ -69,6 +74,7 @@ class RequestLog:
         elif course.degraded_from is not None:
             self._decide("degrade", wanted=course.degraded_from, **names, request_id=course.request_id)
         if done is not None:
+            self._next = course.arrived + self._seconds_per_line
             requests.info(
                 "request",
                 **names,
@@ -80,13 +86,6 @@ class RequestLog:
                 total_ms=round(course.total_s * 1e3, 3),
                 request_id=course.request_id,
             )
-
-    def _is_sampled(self, course: Course) -> bool:
-        """Whether an answered request gets a line: by its share, and not many of them in a second."""
-        if course.error is not None or course.arrived < self._next or self._draw() >= self._share:
-            return False
-        self._next = course.arrived + self._seconds_per_line
-        return True
 
     def refused(self, error: ServiceError, model: str, tier: str, request_id: str) -> None:
         """Tells of a request that no variant was found for."""

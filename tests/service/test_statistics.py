@@ -54,7 +54,7 @@ def test_what_happened_adds_up(
 def test_the_last_inference_is_in_milliseconds_of_unix_time() -> None:
     before = int(time.time() * 1e3)
     statistics = Statistics()
-    statistics.answered(1, 0.0, 0.0)
+    statistics.executed(1, 0.0)
     assert before <= statistics.to_json("m", "v")["last_inference"] <= time.time() * 1e3
 
 
