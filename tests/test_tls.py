@@ -1,7 +1,6 @@
 """The gateway over TLS, with the options of BentoML that docs/access.md names, and two workers."""
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,20 +8,17 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.certificate import write_certificate
 from tests.conftest import Homes
 from tests.gateway import Gateway, digit, request, running
 
-_CERTIFICATE = (
-    "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
-    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem",
-)  # fmt: skip
 _ROW = np.zeros(64, np.float32)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(_CERTIFICATE, cwd=folder, check=True, capture_output=True)
+    write_certificate(folder)
     return folder
 
 
