@@ -155,11 +155,12 @@ class Inference:
         deadline = course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
         error: ServiceError | None = None
         try:
-            if not candidate.breaker.allows(now):
-                raise InferenceError(f"the circuit of {candidate.key} is open.")
-            if not self._router.is_in_time(candidate, slo, request, deadline, now):
-                raise UnavailableError(f"{candidate.key} would be late.")
-            candidate.breaker.asked(now)
+            if candidate is not usual:  # which the router just found in time
+                if not candidate.breaker.allows(now):
+                    raise InferenceError(f"the circuit of {candidate.key} is open.")
+                if not self._router.is_in_time(candidate, slo, request, deadline, now):
+                    raise UnavailableError(f"{candidate.key} would be late.")
+                candidate.breaker.asked(now)
             done = await self._run(course, candidate, deadline)
             if is_finite(done):
                 course.route = Route(candidate)
