@@ -2,17 +2,23 @@
 
     python -m deploy.ops.show --prometheus /usr/bin/prometheus
 
-No containers. Everything that it starts it stops again.
+No containers. Under the load a canary runs from the reference to another variant, and some answers get their
+label, so that the boards have something to say of both. Everything that it starts it stops again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -20,11 +26,16 @@ from deploy.grafana.board import Panel, Query
 from deploy.grafana.boards import BOARDS
 from deploy.ops.local import BIN, GatewayError, free_port, running_gateway
 from deploy.ops.prometheus import Prometheus, Value, filled_in, running_prometheus
+from loadtests.samples import Samples, SamplesError, read_samples
 from variants.catalog import SAMPLES_FILE, Catalog
 from variants.store import CatalogError
+from variants.variant import Life
 
 _MOST_SERIES = 4
 _NARROWEST = 120
+_CANDIDATE = "int8-static"
+_TIER = "balanced"
+_PAUSE_S = 0.02
 _SCALES = {
     "s": (1e3, " ms"),
     "percentunit": (100, " %"),
@@ -49,9 +60,9 @@ def main() -> None:
                 running_gateway(port, Path(folder) / "gateway.log", _apart(folder)),
                 running_prometheus(given.prometheus, free_port(), [target], Path(folder)) as prometheus,
             ):
-                _load(f"http://{target}", given.model, given.seconds)
+                _run(f"http://{target}", given.model, given.seconds)
                 _print_boards(prometheus, given.model, f"{given.seconds}s")
-        except (GatewayError, CatalogError) as error:
+        except (GatewayError, CatalogError, SamplesError) as error:
             sys.exit(str(error))
 
 
@@ -64,7 +75,17 @@ def _apart(folder: str) -> dict[str, str]:
     }
 
 
-def _load(url: str, model: str, seconds: int) -> None:
+def _run(url: str, model: str, seconds: int) -> None:
+    """Load, and what an operator and the users of answers do meanwhile."""
+    path = Catalog().card_file(model, SAMPLES_FILE)
+    with _load(url, model, seconds, path):
+        _start_canary(url, model)
+        _tell_labels(url, model, read_samples(path), seconds / 2)
+
+
+@contextmanager
+def _load(url: str, model: str, seconds: int, samples: Path) -> Iterator[None]:
+    """Sends requests of all tiers meanwhile, and waits until all are sent."""
     command = [
         str(BIN / "locust"),
         "-f",
@@ -75,11 +96,49 @@ def _load(url: str, model: str, seconds: int) -> None:
         "--model",
         model,
     ]
-    command += ["--samples", str(Catalog().card_file(model, SAMPLES_FILE))]  # invented rows would be drift
+    command += ["--samples", str(samples)]  # invented rows would be drift
     command += ["--users", "8", "--spawn-rate", "8", "--run-time", f"{seconds}s", "--only-summary"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sending:
+        try:
+            yield
+            said, _ = sending.communicate()
+        finally:
+            sending.terminate()
+    if "Aggregated" not in said:
+        raise GatewayError(f"Locust sent nothing. It said: {said[-2000:]}")
+
+
+def _start_canary(url: str, model: str) -> None:
+    """From the reference to another released variant; where there is none, nothing."""
+    card = Catalog().card(model)
+    reference = card.spec.reference
+    released = [entry.id.recipe for entry in card.entries if entry.life is Life.RELEASED]
+    others = sorted(set(released) - {reference}, key=lambda recipe: recipe != _CANDIDATE)
+    if not others:
+        return
+    command = [str(BIN / "mipgate"), "rollout", "start", model, "--url", url, "--kind", "canary"]
+    command += ["--primary", reference, "--candidate", others[0], "--steps", "25,50", "--step-duration", "1m"]
+    command += ["--fraction", "0.2", "--guard", "agreement>=0.9@95%,n=100", "--guard", "errors<=1%"]
     done = subprocess.run(command, capture_output=True, text=True)
-    if "Aggregated" not in done.stderr + done.stdout:
-        sys.exit(f"Locust sent nothing. It said: {done.stderr[-2000:]}")
+    if done.returncode:
+        raise GatewayError(f"no rollout starts: {done.stderr.strip()[-800:]}")
+
+
+def _tell_labels(url: str, model: str, samples: Samples, seconds: float) -> None:
+    """Asks with labelled rows, and tells the labels; where there are no classes, nothing."""
+    if samples.labels is None:
+        return
+    end = time.monotonic() + seconds
+    with httpx.Client(base_url=url, timeout=10) as client:
+        for row in itertools.cycle(range(samples.rows)):
+            if time.monotonic() > end:
+                return
+            body = samples.body(row, {"tier": _TIER})
+            answer = client.post(f"/v2/models/{model}/infer", content=body.payload, headers=body.headers)
+            told = {"request_id": answer.headers.get("x-mipgate-request-id", ""), "label": body.label}
+            if answer.is_success and "x-mipgate-arm" in answer.headers:
+                client.post("/v1/feedback", json=told).raise_for_status()
+            time.sleep(_PAUSE_S)
 
 
 def _print_boards(prometheus: Prometheus, model: str, span: str) -> None:
