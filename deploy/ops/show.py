@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from deploy.grafana.board import Panel, Query
 from deploy.grafana.boards import BOARDS
 from deploy.ops.local import BIN, GatewayError, free_port, running_gateway
 from deploy.ops.prometheus import Prometheus, Value, filled_in, running_prometheus
+from loadtests.authorization import authorization
 from loadtests.samples import Samples, SamplesError, read_samples
 from variants.catalog import SAMPLES_FILE, Catalog
 from variants.store import CatalogError
@@ -53,11 +56,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=20, help="how long the load lasts (default: 20)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mipgate-ops-") as folder:
-        port = free_port()
+        port, key = free_port(), secrets.token_hex(32)
+        os.environ["MIPGATE_KEY"] = key  # of those that ask
         target = f"127.0.0.1:{port}"
         try:
             with (
-                running_gateway(port, Path(folder) / "gateway.log", _apart(folder)),
+                running_gateway(port, Path(folder) / "gateway.log", _apart(folder, key)),
                 running_prometheus(given.prometheus, free_port(), [target], Path(folder)) as prometheus,
             ):
                 _run(f"http://{target}", given.model, given.seconds)
@@ -66,11 +70,11 @@ def main() -> None:
             sys.exit(str(error))
 
 
-def _apart(folder: str) -> dict[str, str]:
-    """Settings of a gateway that needs no key, whatever the keys and rollouts of this machine's own."""
+def _apart(folder: str, key: str) -> dict[str, str]:
+    """Settings of a gateway with a key of its own, whatever the keys and rollouts of this machine's own."""
     return {
         "MIPGATE_STATE": f"sqlite:///{folder}/state.db",
-        "MIPGATE_ADMIN_KEY": "",
+        "MIPGATE_ADMIN_KEY": key,
         "MIPGATE_REQUIRE_KEYS": "auto",
     }
 
@@ -129,7 +133,7 @@ def _tell_labels(url: str, model: str, samples: Samples, seconds: float) -> None
     if samples.labels is None:
         return
     end = time.monotonic() + seconds
-    with httpx.Client(base_url=url, timeout=10) as client:
+    with httpx.Client(base_url=url, headers=authorization(), timeout=10) as client:
         for row in itertools.cycle(range(samples.rows)):
             if time.monotonic() > end:
                 return
