@@ -272,30 +272,6 @@ def encode(
     return b"".join((header, *chunks)), len(header)
 
 
-def metadata(
-    name: str, versions: Iterable[str], signature: Signature, platform: str, raw: TensorSpec | None = None
-) -> dict[str, Any]:
-    """The answer to `GET /v2/models/{model}`; symbolic axes have length -1.
-
-    An input that stands in for all of them (`raw`) is named apart, so that clients find what they know.
-
-    Raises:
-        KeyError: The protocol has no datatype for a tensor's dtype.
-    """
-    instead = {} if raw is None else {"alternative_inputs": [_tensor_metadata(raw)]}
-    return instead | {
-        "name": name,
-        "versions": list(versions),
-        "platform": platform,
-        "inputs": [_tensor_metadata(spec) for spec in signature.inputs],
-        "outputs": [_tensor_metadata(spec) for spec in signature.outputs],
-    }
-
-
-def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": DTYPE_DATATYPES[spec.dtype], "shape": spec.wire_shape}
-
-
 def _wanted(
     request: InferRequest, signature: Signature, outputs: Mapping[str, Array]
 ) -> list[tuple[TensorSpec, bool]]:

@@ -20,8 +20,8 @@ from service.errors import (
 )
 from service.fleet import Fleet
 from service.loaded import LoadedModel
+from service.metadata import metadata
 from service.openapi import DocumentedModel, document
-from service.protocol import metadata
 from variants.document import DocumentError
 from variants.host import installed_version
 from variants.store import CatalogError

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compression.signature import Signature, TensorSpec
+from service.metadata import metadata
 from service.openapi import BINARY, JSON, DocumentedModel, document, example_request
-from service.protocol import InferRequest, RequestDecoder, encode, metadata
+from service.protocol import InferRequest, RequestDecoder, encode
 from service.tensors import DATATYPES
 
 DIGITS = DocumentedModel(

@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as hnp
 
 from compression.signature import Array, Signature, TensorSpec
 from service.errors import BadRequestError
-from service.protocol import InferRequest, RequestDecoder, RequestedOutput, encode, metadata
+from service.metadata import metadata
+from service.protocol import InferRequest, RequestDecoder, RequestedOutput, encode
 from service.tensors import DATATYPES, DTYPE_DATATYPES
 
 # A busy machine is no reason to fail.
