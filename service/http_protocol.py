@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.asgi import Headers
 from service.exchange import Exchange, Head, header_lines
@@ -122,6 +122,7 @@ class PlainExchange:
     def watch(self) -> None:
         """As `Exchange` has it."""
         self._is_watched = True
+        self._protocol.flow.resume_reading()  # paused while others wait behind it, no end would be seen
         if self.disconnected:
             self.left()
 
@@ -172,7 +173,8 @@ class GatewayProtocol(HttpToolsProtocol):
     that read.
     """
 
-    cycle: Any  # uvicorn's, or a `PlainExchange`
+    cycle: Any  # of the last request: uvicorn's, or a `PlainExchange`
+    _answering: Any = None  # that of the request that is being answered; others may wait behind it
     _unended = 0  # bytes
     _is_too_long = False
     _is_between = True  # messages: none has begun, or the last was read to its end
@@ -259,8 +261,12 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._quiet_timer is not None:
             self._quiet_timer.cancel()
-        if type(self.cycle) is PlainExchange and not self.cycle.response_complete:
-            self.cycle.left()
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            answering.disconnected = True  # uvicorn tells the last request of the connection only
+            answering.message_event.set()
+            if type(answering) is PlainExchange:
+                answering.left()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what the parser does not take."""
@@ -273,8 +279,12 @@ class GatewayProtocol(HttpToolsProtocol):
         """Whether nothing of this connection is being answered."""
         return (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def _answer(self, exchange: PlainExchange) -> None:
-        self.cycle = exchange
+        self.cycle = self._answering = exchange
         assert self._plane is not None  # nothing is plain without it
         exchange.task = task = self.loop.create_task(self._plane.infer(exchange))
         self.tasks.add(task)

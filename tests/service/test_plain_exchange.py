@@ -288,6 +288,20 @@ def test_who_leaves_while_waiting_stops_the_work(plane: Plane, port: int) -> Non
         assert plane.abandoned == before[0] + 1
 
 
+@pytest.mark.parametrize("first", [request(), request(path=PATH + b"?")], ids=["plain", "by ASGI"])
+def test_who_leaves_with_requests_in_a_row_stops_the_work(plane: Plane, port: int, first: bytes) -> None:
+    plane.holds = True
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(first + request() + request())
+        while not plane.ways:
+            time.sleep(0.01)
+    for _ in range(500):
+        if plane.abandoned:
+            break
+        time.sleep(0.01)
+    assert (plane.abandoned, len(plane.ways)) == (1, 1)  # those behind it never begin
+
+
 def test_a_request_without_an_answer_ends_its_connection(plane: Plane, port: int) -> None:
     plane.fails = True
     assert talk(port, request(), until=lambda _: False) == b""
