@@ -108,7 +108,7 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_new_connections(homes: H
             f"Content-Length: {len(body + rest)}",
         ]
         connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-        _wait_for(lambda: 'mipgate_inflight_requests{model="digits"} 1.0' in _metrics(gateway))
+        time.sleep(1)  # until the head is read; nothing tells of a request whose body is not there yet
         gateway.process.send_signal(signal.SIGTERM)
         _wait_for(lambda: _is_refused(gateway.port))
         connection.sendall(rest)
