@@ -87,7 +87,7 @@ class DataPlane:
         self._max_body = max_body_bytes
         self._telling_digits = len(str(max_body_bytes))  # a length of fewer is none too long
         self._max_json = max_json_bytes
-        self._small = min(_SMALL_BODY, max_json_bytes, max_body_bytes)
+        self._small = min(_SMALL_BODY, max_json_bytes)
         self._targets: dict[str, Target] = {}
         self._generation = 0
 

@@ -71,7 +71,6 @@ class Experiments:
         self._copies: set[asyncio.Task[None]] = set()
         # By rollout and its version, arm, model, the router's choice and floor. Objects: another is another.
         self._parts: dict[_Terms, Part | None] = {}
-        self._who: dict[tuple[str, str, str, str, str], bytes] = {}
 
     def part(
         self, model: LoadedModel, slo: Slo, parameters: Mapping[str, Any], usual: LoadedVariant
@@ -192,14 +191,7 @@ class Experiments:
     def _sealed(self, request: str, who: tuple[str, str, str, str, str], kept: Any) -> str | None:
         """An id that carries an answer, if it can be made."""
         seal = self._conductor.seal
-        if seal is None:
-            return None
-        written = self._who.get(who)
-        if written is None:
-            if len(self._who) >= _MOST_PARTS:
-                self._who.clear()
-            written = self._who[who] = who_answered(*who)
-        return seal.close(request, written, kept, time.time())
+        return None if seal is None else seal.close(request, who_answered(*who), kept, time.time())
 
     def _copy(self, part: Part, course: Course) -> None:
         """Has other arms answer the same request when nothing else waits."""

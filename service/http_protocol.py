@@ -3,8 +3,8 @@
 The head of a request is bounded: uvicorn's parser reads one of any length, and keeps it in memory.
 
 And an inference goes straight to the data plane, as an exchange of its own: ASGI's scope, its messages, the
-timer that uvicorn sets after each answer and its search for what proxies say of the client would take as
-much time as the rest of a small request. What is not plain goes uvicorn's way: long or chunked bodies,
+timer that uvicorn sets after each answer and its search for what proxies say of the client would take
+a quarter of a small request's time. What is not plain goes uvicorn's way: long or chunked bodies,
 requests that wait behind another on their connection, HTTP/1.0, `Expect: 100-continue`. So does everything
 while an app stands around the data plane, as it does for traces.
 

@@ -89,7 +89,6 @@ class Scheduler:
         self._running: tuple[Executable, list[Job[Completed]]] | None = None  # in the executor
         self._dispatch_planned = False
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._count = 0
 
     def depth(self, key: str) -> int:
@@ -159,9 +158,7 @@ class Scheduler:
         """
         if self._closed:
             raise UnavailableError(_CLOSED)
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()  # a system call, so not for every request
+        loop = asyncio.get_running_loop()
         place = variant.key, priority
         held = self._held.get(place)
         if held is None:

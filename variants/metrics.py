@@ -137,14 +137,12 @@ def class_axis(output: Array, labels_shape: tuple[int, ...] | None = None) -> in
     Raises:
         MetricError: No axis can.
     """
-    if labels_shape is None and output.ndim == 2 and output.shape[1] > 1:
-        return 1  # the usual, for every answer that waits for a label
     axes = (1, output.ndim - 1) if output.ndim >= 4 else (output.ndim - 1, 1)
     for axis in axes:
-        if 0 < axis < output.ndim and output.shape[axis] > 1:
-            rest = output.shape[:axis] + output.shape[axis + 1 :]
-            if labels_shape is None or rest == labels_shape:
-                return axis
+        if not (0 < axis < output.ndim and output.shape[axis] > 1):
+            continue
+        if labels_shape is None or output.shape[:axis] + output.shape[axis + 1 :] == labels_shape:
+            return axis
     fits = "" if labels_shape is None else f" for labels {list(labels_shape)}"
     raise MetricError(
         f"an output of shape {list(output.shape)} has no axis of class scores{fits}. Choose the output that "

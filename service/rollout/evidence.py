@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log2
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,13 @@ UNBOUNDED = 1e300
 
 def bucket(seconds: float) -> int:
     """The bucket that a latency falls into."""
-    if seconds <= _SHORTEST_S:
-        return 0
-    return min(int(BUCKETS_PER_OCTAVE * log2(seconds / _SHORTEST_S)), _LAST)
+    return int(_buckets(seconds))
+
+
+def _buckets(seconds: float | Sequence[float]) -> Any:
+    """The buckets that latencies fall into, as an array of integers."""
+    octaves = np.log2(np.maximum(seconds, _SHORTEST_S) / _SHORTEST_S)
+    return np.minimum(BUCKETS_PER_OCTAVE * octaves, _LAST).astype(int)
 
 
 def lower_edge_s(index: float) -> float:
@@ -42,9 +45,7 @@ class Histogram:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Histogram:
         """Latencies as they were measured."""
-        octaves = np.log2(np.maximum(seconds, _SHORTEST_S) / _SHORTEST_S)
-        indices = np.minimum(BUCKETS_PER_OCTAVE * octaves, _LAST).astype(int)
-        found, counts = np.unique(indices, return_counts=True)
+        found, counts = np.unique(_buckets(seconds), return_counts=True)
         return cls(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode
 from binascii import Error, b2a_base64
+from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ class Served(NamedTuple):
     at: float
 
 
+@lru_cache(1024)
 def who_answered(model: str, variant: str, tier: str, rollout: str, arm: str) -> bytes:
     """The part of a sealed answer that many have in common, as `Served` has it."""
     return orjson.dumps((model, variant, tier, rollout, arm))[1:-1]
