@@ -91,16 +91,7 @@ class Fuse(Pass[FuseSettings, TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the module with fewer layers and the same answers."""
-        module = copy.deepcopy(model.module).eval()
-        for name in _blocks(module):
-            block = module.get_submodule(name)
-            assert isinstance(block, Branches)
-            module.set_submodule(name, one_convolution(block))
-        for layer_name, norm_name in _foldings(module):
-            layer, norm = module.get_submodule(layer_name), module.get_submodule(norm_name)
-            module.set_submodule(layer_name, _folded(layer, norm))
-            module.set_submodule(norm_name, nn.Identity())
-        return TorchModel(module, model.signature)
+        return TorchModel(fused(model.module), model.signature)
 
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
         """Checks that normalizations or branches are gone and that the answers are the same."""
@@ -138,6 +129,24 @@ class Fuse(Pass[FuseSettings, TorchModel, TorchModel]):
                 f"the artifact stores {stored} weights, nearer to the {before} before fusing than to the "
                 f"{after} after it. A later step replaced the fused model: put fuse behind it."
             )
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """A copy in eval mode that answers the same with fewer layers: the module as it is where none folds.
+
+    Raises:
+        PassRefusedError: The module cannot be traced, or a block has branches that are not linear together.
+    """
+    module = copy.deepcopy(module).eval()
+    for name in _blocks(module):
+        block = module.get_submodule(name)
+        assert isinstance(block, Branches)
+        module.set_submodule(name, one_convolution(block))
+    for layer_name, norm_name in _foldings(module):
+        layer, norm = module.get_submodule(layer_name), module.get_submodule(norm_name)
+        module.set_submodule(layer_name, _folded(layer, norm))
+        module.set_submodule(norm_name, nn.Identity())
+    return module
 
 
 def one_convolution(block: Branches) -> nn.Conv2d:

@@ -27,16 +27,18 @@ class Part:
     Attributes:
         rollout: Which one.
         arm: Its arm.
-        variant: What answers for that arm.
+        route: To what answers for that arm.
         tally: Where the arm's evidence is counted.
         is_assigned: Whether the rollout says what answers, and not the router.
+        who: As `state.sealed.who_answered` has it.
     """
 
     rollout: Rollout
     arm: Arm
-    variant: LoadedVariant
+    route: Route
     tally: ArmTally
     is_assigned: bool
+    who: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +90,7 @@ class Course:
     @property
     def variant(self) -> LoadedVariant:
         """What answers it, or was to; of a request that was routed."""
-        chosen = self.chosen
+        chosen = self.pinned if self.route is None else self.route.variant
         assert chosen is not None
         return chosen
 

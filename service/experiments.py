@@ -24,6 +24,7 @@ from service.rollout.comparison import compare, judges_classes
 from service.rollout.evidence import Feedback
 from service.rollout.labels import judged, names_of, prediction
 from service.rollout.rollout import PRIMARY, Arm, Rollout
+from service.router import Route
 from service.routing import Slo
 from service.scheduler import Completed, Scheduler
 from service.state.sealed import Served, who_answered
@@ -37,7 +38,7 @@ _MOST_COPIES = 32  # that wait at the same time
 _MOST_PARTS = 1024  # remembered: floors are the callers'
 
 
-_Terms = tuple[str, int, str, LoadedModel, LoadedVariant, float]
+_Terms = tuple[str, int, str, str, LoadedModel, LoadedVariant, float]
 
 
 class Experiments:
@@ -69,7 +70,7 @@ class Experiments:
         self._next_copy = 0.0
         self._draw = draw
         self._copies: set[asyncio.Task[None]] = set()
-        # By rollout and its version, arm, model, the router's choice and floor. Objects: another is another.
+        # By rollout and its version, arm, tier, model, the router's choice and floor. Objects, not names.
         self._parts: dict[_Terms, Part | None] = {}
 
     def part(
@@ -87,34 +88,37 @@ class Experiments:
         if rollout is None:
             return None
         key = parameters.get("sticky_key")
-        arm = assign(rollout, self._draw() if key is None else key, slo.tier.name)
+        tier = slo.tier.name
+        arm = assign(rollout, self._draw() if key is None else key, tier)
         if arm is None:
             return None
-        terms = rollout.id, rollout.version, arm.name, model, usual, slo.floor
+        terms = rollout.id, rollout.version, arm.name, tier, model, usual, slo.floor
         try:
             return self._parts[terms]
         except KeyError:
             if len(self._parts) >= _MOST_PARTS:
                 self._parts.clear()
-            part = self._parts[terms] = self._part(rollout, arm, model, slo.floor, usual)
+            part = self._parts[terms] = self._part(rollout, arm, model, slo, usual)
             return part
 
     def _part(
-        self, rollout: Rollout, arm: Arm, model: LoadedModel, floor: float, usual: LoadedVariant
+        self, rollout: Rollout, arm: Arm, model: LoadedModel, slo: Slo, usual: LoadedVariant
     ) -> Part | None:
         """The part of all requests with these terms."""
-        if not _are_told_apart(rollout, model, floor, usual):
+        if not _are_told_apart(rollout, model, slo.floor, usual):
             return None
         is_assigned = arm.name != PRIMARY or rollout.keeps_primary
         variant = model.variants[arm.variant] if is_assigned else usual
-        return Part(rollout, arm, variant, self._conductor.tally(rollout.id, arm.name), is_assigned)
+        who = who_answered(model.name, variant.version, slo.tier.name, rollout.id, arm.name)
+        tally = self._conductor.tally(rollout.id, arm.name)
+        return Part(rollout, arm, Route(variant), tally, is_assigned, who)
 
     def answered(self, course: Course) -> None:
         """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
         part = course.part
         if part is not None:
             part.tally.answered(course.total_s)
-            if course.variant is part.variant:
+            if course.variant is part.route.variant:
                 if part.rollout.fraction:
                     self._copy(part, course)
             else:  # another answered in its place: what it said says nothing of the arm
@@ -177,21 +181,23 @@ class Experiments:
                 self._metrics.feedback.labels(answer.model, recipe, answer.arm, correct).inc()
 
     def _keep(self, part: Part | None, course: Course) -> None:
-        assert course.outputs is not None  # it was answered; the model's own outputs come first
-        kept = prediction(course.model.card.spec.metric, course.outputs)
-        if kept is not None:
-            rollout, arm = (part.rollout.id, part.arm.name) if part else ("", NO_ARM)
-            who = course.model.name, course.variant.version, course.tier, rollout, arm
-            sealed = None if course.request.id else self._sealed(course.request_id, who, kept)
-            if sealed is None:
-                self._conductor.remember(Served(course.request_id, *who, kept, time.time()))
-            else:
+        model, outputs, seal, now = course.model, course.outputs, self._conductor.seal, time.time()
+        assert outputs is not None  # it was answered; the model's own outputs come first
+        kept = prediction(model.card.spec.metric, outputs)
+        if kept is None:
+            return
+        if seal is not None and not course.request.id:
+            who = part.who if part else who_answered(model.name, course.variant.version, course.tier)
+            sealed = seal.close(course.request_id, who, kept, now)
+            if sealed is not None:
                 course.request_id = sealed
-
-    def _sealed(self, request: str, who: tuple[str, str, str, str, str], kept: Any) -> str | None:
-        """An id that carries an answer, if it can be made."""
-        seal = self._conductor.seal
-        return None if seal is None else seal.close(request, who_answered(*who), kept, time.time())
+                return
+        rollout, arm = (part.rollout.id, part.arm.name) if part else ("", NO_ARM)
+        self._conductor.remember(
+            Served(
+                course.request_id, model.name, course.variant.version, course.tier, rollout, arm, kept, now
+            )
+        )
 
     def _copy(self, part: Part, course: Course) -> None:
         """Has other arms answer the same request when nothing else waits."""

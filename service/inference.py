@@ -18,7 +18,7 @@ from service.lag import LoopLag
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, NO_VARIANT, Metrics
 from service.protocol import InferRequest
-from service.router import Route, Router
+from service.router import Router
 from service.scheduler import Completed, Scheduler
 from service.transforming import Transforming
 
@@ -133,7 +133,7 @@ class Inference:
                 done = await self._ask_assigned(course, self.experiments, part, route.variant)
                 if done is not None:
                     return done
-                if part.variant is route.variant:
+                if part.route.variant is route.variant:
                     error = InferenceError(f"{route.variant.key} did not answer.")
                     course.route = route = self._router.elsewhere(
                         model, route.variant, slo, request, course.deadline, error
@@ -149,7 +149,7 @@ class Inference:
         self, course: Course, experiments: Experiments, part: Part, usual: LoadedVariant
     ) -> Completed | None:
         """What a rollout's variant says, or None when the router's choice has to answer in its place."""
-        slo, request, candidate = course.slo, course.request, part.variant
+        slo, request, candidate = course.slo, course.request, part.route.variant
         now = perf_counter()
         reserve_s = _RESERVE * usual.predict_ms(request.rows) / 1e3
         deadline = course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
@@ -163,7 +163,7 @@ class Inference:
                 candidate.breaker.asked(now)
             done = await self._run(course, candidate, deadline)
             if is_finite(done):
-                course.route = Route(candidate)
+                course.route = part.route
                 return done
         except ServiceError as failure:
             error = failure

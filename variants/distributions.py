@@ -180,7 +180,7 @@ def _of_sequences(signal: str, rows: Floats, unknown: int | None) -> dict[str, S
 
 def _confidence(scores: Floats) -> Floats:
     """The probability of each row's class, `(rows,)`, averaged where a row has several answers."""
-    axis = class_axis(scores)
+    axis = class_axis(scores.shape)
     if scores.min() < 0 or not np.allclose(scores.sum(axis=axis), 1.0, atol=1e-3):
         powers = np.exp(scores - scores.max(axis=axis, keepdims=True))
         scores = powers / powers.sum(axis=axis, keepdims=True)

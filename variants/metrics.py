@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def predicted_classes(output: Array, labels_shape: tuple[int, ...] | None = None
     """
     if _is_classes(output):
         return output.astype(np.int64).reshape(labels_shape or output.shape)
-    classes: Integers = output.argmax(axis=class_axis(output, labels_shape))
+    classes: Integers = output.argmax(axis=class_axis(output.shape, labels_shape))
     return classes
 
 
@@ -131,21 +132,22 @@ def _is_classes(output: Array) -> bool:
     return output.dtype.kind in "iub"
 
 
-def class_axis(output: Array, labels_shape: tuple[int, ...] | None = None) -> int:
-    """The axis of an output that holds the scores of classes, as `predicted_classes` takes it.
+@lru_cache(1024)
+def class_axis(shape: tuple[int, ...], labels_shape: tuple[int, ...] | None = None) -> int:
+    """The axis of an output of this shape that holds the scores of classes, as `predicted_classes` takes it.
 
     Raises:
         MetricError: No axis can.
     """
-    axes = (1, output.ndim - 1) if output.ndim >= 4 else (output.ndim - 1, 1)
+    axes = (1, len(shape) - 1) if len(shape) >= 4 else (len(shape) - 1, 1)
     for axis in axes:
-        if not (0 < axis < output.ndim and output.shape[axis] > 1):
+        if not (0 < axis < len(shape) and shape[axis] > 1):
             continue
-        if labels_shape is None or output.shape[:axis] + output.shape[axis + 1 :] == labels_shape:
+        if labels_shape is None or shape[:axis] + shape[axis + 1 :] == labels_shape:
             return axis
     fits = "" if labels_shape is None else f" for labels {list(labels_shape)}"
     raise MetricError(
-        f"an output of shape {list(output.shape)} has no axis of class scores{fits}. Choose the output that "
+        f"an output of shape {list(shape)} has no axis of class scores{fits}. Choose the output that "
         "has with NAME@OUTPUT, or a metric for numbers."
     )
 
@@ -183,7 +185,7 @@ def _correct(outputs: Outputs, labels: Array) -> Floats:
 
 def _among_top(outputs: Outputs, labels: Array) -> Floats:
     scores = first_output(outputs)
-    axis = class_axis(scores, labels.shape)
+    axis = class_axis(scores.shape, labels.shape)
     if scores.shape[axis] <= _TOP:
         raise MetricError(f"top5-accuracy of {scores.shape[axis]} classes is always 1. Use accuracy.")
     top = np.argpartition(-scores.astype(np.float64), _TOP - 1, axis=axis).take(range(_TOP), axis=axis)
@@ -201,7 +203,7 @@ def _class_counts(outputs: Outputs, labels: Array) -> tuple[Floats, Floats, Floa
     if _is_classes(output):
         classes = int(max(answers.max(), truth.max())) + 1
     else:
-        classes = output.shape[class_axis(output, labels.shape)]
+        classes = output.shape[class_axis(output.shape, labels.shape)]
     known = (truth >= 0) & (truth < classes)
     return (
         _count(truth, classes, known),

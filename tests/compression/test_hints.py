@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import nn
 from compression.base import PassContext, PassRefusedError
 from compression.distillation import Distillation, DistillationSettings
 from compression.export import export
-from compression.hints import attention_loss, hint_loss, pairs_of, watched
+from compression.hints import Watching, attention_loss, hint_loss, pairs_of, watched
+from compression.losses import Batch
 from compression.model import TorchModel
 from compression.training import predict, seeded
 from tests.compression.small_digits import DIGITS, small_net
@@ -99,3 +101,27 @@ def test_distances_do_not_depend_on_a_layers_scale() -> None:
     assert float(hint_loss(theirs, theirs)) == pytest.approx(0.0)
     assert float(attention_loss(ours, ours * 7)) == pytest.approx(0.0, abs=1e-6)
     assert float(hint_loss(ours * 7, theirs * 7)) == pytest.approx(float(hint_loss(ours, theirs)))
+
+
+class Untraceable(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        outputs = self.inner(image)
+        return outputs if bool(outputs.isfinite().all()) else torch.zeros_like(outputs)
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, Untraceable], ids=["traced", "untraceable"])
+def test_a_teacher_of_answers_alone_says_what_it_said_with_fewer_layers(
+    reference: TorchModel, context: PassContext, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    teacher = TorchModel(wrap(reference.module), reference.signature)
+    watching = Watching(teacher, replace(context.training, autocast=False))
+    norms = sum(isinstance(part, nn.BatchNorm2d) for part in watching.module.modules())
+    assert norms == (0 if wrap is not Untraceable else 3)
+    rows = context.splits.validation.take(slice(0, 32))
+    batch = Batch(torch.arange(32), (torch.from_numpy(rows.inputs["image"]),), None)
+    (said,) = watching.answers(batch)
+    np.testing.assert_allclose(said.numpy(), predict(teacher, rows)[0], rtol=1e-3, atol=1e-3)

@@ -19,6 +19,7 @@ from service.asgi import Message
 from service.data_plane import DataPlane
 from service.errors import TooLargeError
 from service.exchange import Head
+from tests.service.channel import channel
 
 MOST = 1000
 SHOWN, KEY = new_key("k", Role.INFER, 0.0)
@@ -66,16 +67,7 @@ def asked(
     method: str = "POST",
 ) -> tuple[int, bytes]:
     """Status and body of the answer; 0 where there was none."""
-    sent: list[Any] = []
-    coming = iter(messages)
-
-    async def receive() -> Message:
-        await asyncio.sleep(0)
-        return next(coming)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
+    receive, send, sent = channel(messages)
     scope: Any = {"type": "http", "method": method, "path": path, "query_string": b"", "root_path": ""}
     scope |= {"headers": list(headers), "client": ("192.0.2.7", 1), "scheme": "http", "server": ("here", 80)}
     asyncio.run(made(scope, receive, send))

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
 from service.asgi import Message
 from service.errors import TooLargeError
 from service.exchange import AsgiExchange, ClientGoneError, header_lines, headers_of
+from tests.service.channel import channel
 
 MOST = 10
 LEFT = {"type": "http.disconnect"}
 
 
-def exchange(messages: Iterable[Message], sent: list[Any]) -> AsgiExchange:
-    """One whose client sends these messages, each after a turn of the loop."""
-    coming = iter(messages)
-
-    async def receive() -> Message:
-        await asyncio.sleep(0)
-        return next(coming)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    return AsgiExchange({"path": "/", "headers": []}, receive, send)
+def exchange(*messages: Message) -> tuple[AsgiExchange, list[Message]]:
+    """One whose client sends these messages, and what it is sent."""
+    receive, send, sent = channel(messages)
+    return AsgiExchange({"path": "/", "headers": []}, receive, send), sent
 
 
 def part(body: bytes, more: bool = False) -> Message:
@@ -45,7 +36,7 @@ def part(body: bytes, more: bool = False) -> Message:
     ],
 )
 def test_a_body_is_read_to_its_end(messages: list[Message], body: bytes) -> None:
-    assert asyncio.run(exchange(messages, []).read(MOST)) == body
+    assert asyncio.run(exchange(*messages)[0].read(MOST)) == body
 
 
 @pytest.mark.parametrize(
@@ -55,17 +46,16 @@ def test_a_body_is_read_to_its_end(messages: list[Message], body: bytes) -> None
 )
 def test_a_body_that_is_too_long_is_refused_before_it_ends(messages: list[Message]) -> None:
     with pytest.raises(TooLargeError, match="larger than 10 bytes"):
-        asyncio.run(exchange(messages, []).read(MOST))
+        asyncio.run(exchange(*messages)[0].read(MOST))
 
 
 def test_a_body_that_never_ends_is_nobodys() -> None:
     with pytest.raises(ClientGoneError):
-        asyncio.run(exchange([part(b"one", True), LEFT], []).read(MOST))
+        asyncio.run(exchange(part(b"one", True), LEFT)[0].read(MOST))
 
 
 def test_an_answer_is_said_in_two_messages() -> None:
-    sent: list[Any] = []
-    made = exchange([], sent)
+    made, sent = exchange()
     lines = header_lines([(b"content-length", b"5")])
     assert not made.write(200, lines, b"hello")
     asyncio.run(made.send(200, lines, b"hello"))
@@ -78,7 +68,7 @@ def test_an_answer_is_said_in_two_messages() -> None:
 @pytest.mark.parametrize("is_watched", [False, True])
 def test_who_leaves_while_it_is_watched_stops_the_work(is_watched: bool) -> None:
     async def answer() -> bool:
-        made = exchange([part(b"x"), LEFT], [])
+        made, _ = exchange(part(b"x"), LEFT)
         await made.read(MOST)
         if is_watched:
             made.watch()
@@ -96,7 +86,7 @@ def test_who_leaves_while_it_is_watched_stops_the_work(is_watched: bool) -> None
 
 def test_who_leaves_after_the_end_stops_nothing() -> None:
     async def answer() -> None:
-        made = exchange([part(b"x"), LEFT], [])
+        made, _ = exchange(part(b"x"), LEFT)
         await made.read(MOST)
         made.watch()
         made.end()

@@ -13,7 +13,6 @@ from service.config import ConfigError
 from service.errors import DeadlineError, InferenceError, UnavailableError
 from service.lag import LoopLag
 from service.observing.tracing import (
-    Message,
     Receive,
     Scope,
     Send,
@@ -21,6 +20,7 @@ from service.observing.tracing import (
     Tracing,
     tracing_from_environment,
 )
+from tests.service.channel import channel
 from tests.service.observing.collector import Collector, collecting
 from tests.service.observing.courses import course
 
@@ -64,14 +64,7 @@ class App:
 
 async def call(app: Any, *headers: tuple[str, str], path: str = "/v2/models/digits/infer") -> dict[str, str]:
     """The headers of the answer."""
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b""}
-
+    receive, send, sent = channel([{"type": "http.request", "body": b""}])
     scope = {
         "type": "http",
         "method": "POST",
