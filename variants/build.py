@@ -80,6 +80,7 @@ def build(
     added: Sequence[Recipe] = (),
     jobs: int = 1,
     timeout_s: float | None = None,
+    profiled: bool = True,
 ) -> Built:
     """Builds a model's recipes and publishes what came out.
 
@@ -92,6 +93,7 @@ def build(
         added: Recipes to build beside the spec's own, or in the place of one of the same name.
         jobs: How many variants are compressed side by side.
         timeout_s: How long one variant may take; None for what its recipe or the spec says.
+        profiled: Whether what has no profile of this host gets one; without it nothing can be served.
 
     Raises:
         BuildError: The spec is wrong, the reference could not be built, or the card not be written.
@@ -105,7 +107,7 @@ def build(
         with catalog.build_lock(prepared.spec.model):
             builds.run(jobs, threads=max(1, host.cores // jobs))
             try:
-                card = _publish_card(catalog, prepared, builds, host, folder, progress)
+                card = _publish_card(catalog, prepared, builds, host, folder, profiled)
             except OSError as error:
                 raise BuildError(
                     f"the card was not written: {error}. What was built is kept; make space and build again."
@@ -208,7 +210,7 @@ def _prepare(job: Job, progress: Reporter) -> Prepared:
 
 
 def _publish_card(
-    catalog: Catalog, prepared: Prepared, builds: _Builds, host: Host, folder: Path, progress: Reporter
+    catalog: Catalog, prepared: Prepared, builds: _Builds, host: Host, folder: Path, profiled: bool
 ) -> Card:
     """Profiles what has no profile of this host, then publishes the card if anything changed.
 
@@ -216,7 +218,7 @@ def _publish_card(
     """
     model = prepared.spec.model
     card = _with_entries(_card_in_force(catalog, model) or Card(prepared.spec), prepared, builds)
-    measured = _profile_missing(card, builds, host, folder, progress)
+    measured = _profile_missing(card, builds, host, folder) if profiled else Measurements()
     _write_distributions(catalog, prepared, builds, host, folder)
     with catalog.lock(model):
         before = _card_in_force(catalog, model)
@@ -249,9 +251,7 @@ def _with_entries(card: Card, prepared: Prepared, builds: _Builds) -> Card:
     return card
 
 
-def _profile_missing(
-    card: Card, builds: _Builds, host: Host, folder: Path, progress: Reporter
-) -> Measurements:
+def _profile_missing(card: Card, builds: _Builds, host: Host, folder: Path) -> Measurements:
     known = card.measured_on(host).profiles
     missing = [item for item in builds.stored.values() if item.variant.id.version not in known]
     if not missing:
@@ -260,7 +260,7 @@ def _profile_missing(
     bench = Bench(
         card.spec.metric, reference, validation=folder / VALIDATION_FILE, test=folder / SAMPLES_FILE
     )
-    return profile_variants(bench, missing, host, progress)
+    return profile_variants(bench, missing, host, builds.progress)
 
 
 def _baseline(card: Card, builds: _Builds) -> StoredVariant:

@@ -90,7 +90,7 @@ def replicate(
         spec_name: A model of the zoo, or `module:attribute`.
         recipe_name: One of the model's recipes.
         against: Another of them; None for the recipe alone.
-        host: Where they are judged, on the plainest runtime.
+        host: Where they are judged, on the plainest runtime; nobody serves them, so that none is profiled.
         progress: Receives the progress.
         seeds: How many.
 
@@ -107,7 +107,7 @@ def replicate(
         [_seeded(spec, name, seed) for seed in chosen] for name in (recipe_name, against) if name is not None
     ]
     added = [recipe for row in zip(*wanted, strict=True) for recipe in row]  # whole pairs first
-    built = build(spec_name, catalog, host, progress, added=added)
+    built = build(spec_name, catalog, host, progress, added=added, profiled=False)
     if built.failures:
         recipe, failure = next(iter(built.failures.items()))
         raise BuildError(f"{recipe} was not built: {failure.reason}")

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,25 +166,25 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def _firing(prometheus: Prometheus) -> frozenset[str]:
-    return frozenset(each.labels["alertname"] for each in prometheus.ask('ALERTS{alertstate="firing"}'))
-
-
 def _play(drill: _Drill, prometheus: Prometheus, console: Console) -> bool:
     """Lets everything happen; whether exactly what is promised was raised."""
     table = Table("what happens", "promised", "raised", "still firing at its end", "", title="Alerts")
-    good, standing = True, frozenset[str]()
+    good, standing = True, dict[str, str]()
     for act in drill.acts():
         console.print(f"{act.name} ...")
-        raised = standing
+        raised = dict(standing)
         act.begin()
         with drill.load(act.seconds, tripled=act.tripled):
             end = time.monotonic() + act.seconds
             while time.monotonic() < end:
                 time.sleep(1)
-                raised |= _firing(prometheus)
-            last = _firing(prometheus)
-        fine = last == act.promised and raised <= act.promised | standing
+                raised |= prometheus.alerts()
+            last = prometheus.alerts()
+        said = raised | last
+        unpromised = said.keys() - act.promised - standing.keys()
+        for alert in sorted(unpromised):
+            console.print(f"  {alert} was not promised: {said[alert]}")
+        fine = last.keys() == act.promised and not unpromised
         table.add_row(
             act.name, *map(_listed, (act.promised, raised, last)), "as promised" if fine else "NOT SO"
         )
@@ -193,7 +193,7 @@ def _play(drill: _Drill, prometheus: Prometheus, console: Console) -> bool:
     return good
 
 
-def _listed(alerts: frozenset[str]) -> str:
+def _listed(alerts: Iterable[str]) -> str:
     return ", ".join(sorted(alerts)) or "none"
 
 

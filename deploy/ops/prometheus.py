@@ -48,6 +48,12 @@ class Prometheus:
         series = [Value(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
         return [each for each in series if not math.isnan(each.value)]
 
+    def alerts(self) -> dict[str, str]:
+        """What fires now: what the alert says, by its name; of several of a name, one."""
+        answer = httpx.get(f"{self.url}/api/v1/alerts", timeout=30).json()
+        firing = (each for each in answer["data"]["alerts"] if each["state"] == "firing")
+        return {each["labels"]["alertname"]: each["annotations"]["summary"] for each in firing}
+
     def targets(self) -> list[dict[str, Any]]:
         """What it scrapes, and how that went."""
         answer: dict[str, Any] = httpx.get(f"{self.url}/api/v1/targets", timeout=30).json()

@@ -14,13 +14,14 @@ from compression.recipe import Recipe, step
 from tests.variants.tiny_specs import TINY
 from variants.build import BuildError
 from variants.catalog import Catalog
-from variants.host import this_host
+from variants.host import available_cores, this_host
 from variants.progress import Lines
 from variants.search import Found, search
 from variants.search_space import FINISHES, Space, shortened, space_of, trains
 from variants.variant import Life
 
 TINY_NAME = "tests.variants.tiny_specs:TINY"
+HOST = this_host(workers=available_cores())  # profiles of one thread do, and there are fewer of them
 
 
 def fixed(body: str, finish: str = "none") -> optuna.trial.FixedTrial:
@@ -88,7 +89,7 @@ def catalog(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
 
 def searched(catalog: Catalog, trials: int, floor: float = 0.5) -> Found:
     return search(
-        TINY_NAME, catalog, this_host(), Lines(), floor=floor, objective="size", trials=trials, epochs=1
+        TINY_NAME, catalog, HOST, Lines(), floor=floor, objective="size", trials=trials, epochs=1
     )
 
 
