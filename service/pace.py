@@ -12,6 +12,8 @@ _DEVICE_RATE, _OWN_RATE, _SPREAD_RATE = 0.15, 0.03, 0.05
 _FORGETTING = 0.999  # of a variant's own factor: what all have in common belongs to the device
 _LOWEST, _HIGHEST = log(1 / 4), log(64.0)
 TELLING_MS = 1.0  # shorter batches tell of the interpreter, not of the device: the profile stands
+# Mean absolute deviations that a promise allows for: 3.2 standard ones, if times are log-normal.
+_DEVIATIONS = 4
 _WIDEST = 1.0
 
 
@@ -28,7 +30,7 @@ class DevicePace:
     @property
     def margin(self) -> float:
         """How much longer than predicted a batch may well take, as a factor."""
-        return 1.0 + min(_WIDEST, 2 * self.spread)
+        return 1.0 + min(_WIDEST, _DEVIATIONS * self.spread)
 
 
 class Pace:
