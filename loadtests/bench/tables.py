@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isinf
 from statistics import median
 from typing import Any
 
@@ -222,7 +223,8 @@ def _values(values: Sequence[float], unit: str) -> str:
     """Median and spread with three significant digits."""
     if not values:
         return "-"
-    middle, low, high = (f"{each:.3g}" for each in (median(values), min(values), max(values)))
+    found = (median(values), min(values), max(values))
+    middle, low, high = ("∞" if isinf(each) else f"{each:.3g}" for each in found)
     return f"{middle}{unit}" if len(values) == 1 else f"{middle}{unit} ({low} to {high})"
 
 

@@ -88,9 +88,7 @@ def catalog(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
 
 
 def searched(catalog: Catalog, trials: int, floor: float = 0.5) -> Found:
-    return search(
-        TINY_NAME, catalog, HOST, Lines(), floor=floor, objective="size", trials=trials, epochs=1
-    )
+    return search(TINY_NAME, catalog, HOST, Lines(), floor=floor, objective="size", trials=trials, epochs=1)
 
 
 def test_the_winner_keeps_the_floor_and_is_published(catalog: Catalog) -> None:
