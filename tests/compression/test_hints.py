@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -117,7 +118,7 @@ class Untraceable(nn.Module):
 def test_a_teacher_of_answers_alone_says_what_it_said_with_fewer_layers(
     reference: TorchModel, context: PassContext, wrap: Callable[[nn.Module], nn.Module]
 ) -> None:
-    teacher = TorchModel(wrap(reference.module), reference.signature)
+    teacher = TorchModel(wrap(copy.deepcopy(reference.module)).eval(), reference.signature)
     watching = Watching(teacher, replace(context.training, autocast=False))
     norms = sum(isinstance(part, nn.BatchNorm2d) for part in watching.module.modules())
     assert norms == (0 if wrap is not Untraceable else 3)
