@@ -262,7 +262,8 @@ def _soonest(floor: float, candidates: Iterable[Candidate], rows: int, load: Loa
         return in_time[0][1] if in_time else None
     first = min(in_time, key=lambda pair: pair[0])[1]
     limit = first.predict_ms(rows) * TIE
-    soonest = max([c for _, c in in_time if c.predict_ms(rows) <= limit], key=lambda c: c.ratio)
+    near = [c for _, c in in_time if c.predict_ms(rows) <= limit]
+    soonest = max(near, key=lambda c: (c.ratio, -c.predict_ms(rows)))  # as `frontier.fastest` does
     cheapest = min([c for _, c in in_time], key=_in_batches_ms)
     times_dearer = _in_batches_ms(soonest) / _in_batches_ms(cheapest)
     return cheapest if times_dearer > TIE and times_dearer * load.share > _LEISURE else soonest

@@ -16,7 +16,7 @@ from service import routing
 from service.errors import BadRequestError, UnavailableError, UnmeetableSloError
 from service.queues import Priority
 from service.routing import SLO_HEADERS, Candidate, Decision, Load, Slo, SloReader
-from variants.frontier import TIE
+from variants.frontier import TIE, fastest
 from variants.serving_spec import ServingSpec, TierSpec
 
 SIGNATURE = Signature((TensorSpec("x", "float32", ("batch", 2)),), (TensorSpec("y", "float32", ("batch",)),))
@@ -290,6 +290,16 @@ def test_the_fastest_above_the_floor_answers() -> None:
 def test_a_draw_goes_to_the_better() -> None:
     variants = [candidate("fast", 0.95, 1.0), candidate("good", 1.0, 1.09), candidate("best", 1.01, 1.2)]
     assert choose(slo(0.9), 1, variants, 0.0).version.startswith("good@")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_equally_good_ones_the_sooner_answers_as_show_says(turned: bool) -> None:
+    both = [candidate("fp32", 1.0, 1.05), candidate("int8", 1.0, 1.0)]
+    candidates = both[::-1] if turned else both
+    chosen = choose(slo(), 1, candidates, wait_ms=0.0)
+    named = fastest(candidates, lambda c: c.predict_ms(1), lambda c: c.ratio)
+    assert named is not None
+    assert chosen.version == named.version == "int8@0123456789ab"
 
 
 def test_a_draw_does_not_go_to_one_that_would_be_late() -> None:
