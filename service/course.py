@@ -30,7 +30,6 @@ class Part:
         route: To what answers for that arm.
         tally: Where the arm's evidence is counted.
         is_assigned: Whether the rollout says what answers, and not the router.
-        who: As `state.sealed.who_answered` has it.
     """
 
     rollout: Rollout
@@ -38,7 +37,6 @@ class Part:
     route: Route
     tally: ArmTally
     is_assigned: bool
-    who: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +88,7 @@ class Course:
     @property
     def variant(self) -> LoadedVariant:
         """What answers it, or was to; of a request that was routed."""
-        chosen = self.pinned if self.route is None else self.route.variant
+        chosen = self.chosen
         assert chosen is not None
         return chosen
 

@@ -38,7 +38,7 @@ _MOST_COPIES = 32  # that wait at the same time
 _MOST_PARTS = 1024  # remembered: floors are the callers'
 
 
-_Terms = tuple[str, int, str, str, LoadedModel, LoadedVariant, float]
+_Terms = tuple[str, int, str, LoadedModel, LoadedVariant, float]
 
 
 class Experiments:
@@ -70,7 +70,7 @@ class Experiments:
         self._next_copy = 0.0
         self._draw = draw
         self._copies: set[asyncio.Task[None]] = set()
-        # By rollout and its version, arm, tier, model, the router's choice and floor. Objects, not names.
+        # By rollout and its version, arm, model, the router's choice and floor. Objects: another is another.
         self._parts: dict[_Terms, Part | None] = {}
 
     def part(
@@ -88,30 +88,27 @@ class Experiments:
         if rollout is None:
             return None
         key = parameters.get("sticky_key")
-        tier = slo.tier.name
-        arm = assign(rollout, self._draw() if key is None else key, tier)
+        arm = assign(rollout, self._draw() if key is None else key, slo.tier.name)
         if arm is None:
             return None
-        terms = rollout.id, rollout.version, arm.name, tier, model, usual, slo.floor
+        terms = rollout.id, rollout.version, arm.name, model, usual, slo.floor
         try:
             return self._parts[terms]
         except KeyError:
             if len(self._parts) >= _MOST_PARTS:
                 self._parts.clear()
-            part = self._parts[terms] = self._part(rollout, arm, model, slo, usual)
+            part = self._parts[terms] = self._part(rollout, arm, model, slo.floor, usual)
             return part
 
     def _part(
-        self, rollout: Rollout, arm: Arm, model: LoadedModel, slo: Slo, usual: LoadedVariant
+        self, rollout: Rollout, arm: Arm, model: LoadedModel, floor: float, usual: LoadedVariant
     ) -> Part | None:
         """The part of all requests with these terms."""
-        if not _are_told_apart(rollout, model, slo.floor, usual):
+        if not _are_told_apart(rollout, model, floor, usual):
             return None
         is_assigned = arm.name != PRIMARY or rollout.keeps_primary
         variant = model.variants[arm.variant] if is_assigned else usual
-        who = who_answered(model.name, variant.version, slo.tier.name, rollout.id, arm.name)
-        tally = self._conductor.tally(rollout.id, arm.name)
-        return Part(rollout, arm, Route(variant), tally, is_assigned, who)
+        return Part(rollout, arm, Route(variant), self._conductor.tally(rollout.id, arm.name), is_assigned)
 
     def answered(self, course: Course) -> None:
         """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
@@ -186,18 +183,15 @@ class Experiments:
         kept = prediction(model.card.spec.metric, outputs)
         if kept is None:
             return
-        if seal is not None and not course.request.id:
-            who = part.who if part else who_answered(model.name, course.variant.version, course.tier)
-            sealed = seal.close(course.request_id, who, kept, now)
-            if sealed is not None:
-                course.request_id = sealed
-                return
         rollout, arm = (part.rollout.id, part.arm.name) if part else ("", NO_ARM)
-        self._conductor.remember(
-            Served(
-                course.request_id, model.name, course.variant.version, course.tier, rollout, arm, kept, now
-            )
-        )
+        who = model.name, course.variant.version, course.tier, rollout, arm
+        sealed = None
+        if seal is not None and not course.request.id:
+            sealed = seal.close(course.request_id, who_answered(*who), kept, now)
+        if sealed is None:
+            self._conductor.remember(Served(course.request_id, *who, kept, now))
+        else:
+            course.request_id = sealed
 
     def _copy(self, part: Part, course: Course) -> None:
         """Has other arms answer the same request when nothing else waits."""

@@ -173,8 +173,7 @@ class LoadedVariant:
 
     def predict_ms(self, rows: int) -> float:
         """Predicted time of a batch, as this host runs now."""
-        # Asked several times per request: looked up here, and not by `profiled_ms`.
-        profiled_ms = self._profiled[rows - 1] if rows <= _TABLE_ROWS else self.profile.predict_ms(rows)
+        profiled_ms = self.profiled_ms(rows)
         return profiled_ms if profiled_ms < TELLING_MS else self._pace.corrected_ms(profiled_ms)
 
     def profiled_ms(self, rows: int) -> float:

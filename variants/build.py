@@ -93,7 +93,7 @@ def build(
         added: Recipes to build beside the spec's own, or in the place of one of the same name.
         jobs: How many variants are compressed side by side.
         timeout_s: How long one variant may take; None for what its recipe or the spec says.
-        profiled: Whether what has no profile of this host gets one; without it nothing can be served.
+        profiled: Whether what has no profile of this host gets one now; else who serves it measures first.
 
     Raises:
         BuildError: The spec is wrong, the reference could not be built, or the card not be written.

@@ -48,7 +48,7 @@ class Served(NamedTuple):
 
 
 @lru_cache(1024)
-def who_answered(model: str, variant: str, tier: str, rollout: str = "", arm: str = "") -> bytes:
+def who_answered(model: str, variant: str, tier: str, rollout: str, arm: str) -> bytes:
     """The part of a sealed answer that many have in common, as `Served` has it."""
     return orjson.dumps((model, variant, tier, rollout, arm))[1:-1]
 

@@ -488,7 +488,7 @@ def test_the_first_call_with_new_shapes_tells_nothing_of_the_pace(
 ) -> None:
     variant = model.variants["fp32"]
     monkeypatch.setattr(variant, "_pace", Pace(DevicePace()))
-    monkeypatch.setattr(variant, "_profiled", [2.0] * 8)
+    monkeypatch.setattr(variant, "profiled_ms", lambda rows: 2.0)
     slow = 2 * variant.predict_ms(3)
 
     def batch(rows: int) -> float:
