@@ -21,6 +21,7 @@ from bentoml.models import BentoModel
 from service.asgi import App
 from service.config import config
 from service.data_plane import DataPlane
+from service.errors import ServiceError
 from service.fleet import Fleet
 from service.http_protocol import take_protocol
 from service.inference import Inference
@@ -200,6 +201,7 @@ class Gateway:
     @bentoml.api
     async def predict(
         self,
+        ctx: bentoml.Context,
         model: str,
         inputs: dict[str, list[Any]],
         tier: str | None = None,
@@ -222,4 +224,11 @@ class Gateway:
             "sticky_key": sticky_key,
             "priority": priority,
         }
-        return await predict(self.bento_service.core, model, inputs, variant, wanted)
+        core = self.bento_service.core
+        ctx.response.headers["x-mipgate-request-id"] = request_id = core.new_id()
+        try:
+            return await predict(core, model, inputs, variant, wanted, request_id)
+        except ServiceError as error:  # told here: BentoML keeps from the client what a 503 says
+            ctx.response.status_code = error.status
+            ctx.response.headers.update({name.decode(): value.decode() for name, value in error.headers()})
+            return {"error": str(error)}

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 
 import orjson
-from bentoml.exceptions import BentoMLException
 
 from compression.signature import TensorSpec
-from service.errors import BadRequestError, ServiceError
+from service.errors import BadRequestError
 from service.inference import Inference
 from service.protocol import InferRequest, RequestDecoder
 from service.tensors import DTYPE_DATATYPES
 
 
 async def predict(
-    core: Inference, name: str, inputs: Mapping[str, Any], version: str | None, wanted: Mapping[str, Any]
+    core: Inference,
+    name: str,
+    inputs: Mapping[str, Any],
+    version: str | None,
+    wanted: Mapping[str, Any],
+    request_id: str,
 ) -> dict[str, Any]:
     """Answers named inputs, each a nested list of rows, or a text or picture per row.
 
@@ -28,21 +31,19 @@ async def predict(
         inputs: What it is asked, by name.
         version: The variant that is to answer; None or empty to route.
         wanted: The protocol's parameters, such as `tier`; None or empty for those that are left out.
+        request_id: What the request is called.
 
     Raises:
-        BentoMLException: With the status that the data plane would have answered.
+        ServiceError: As the data plane would have met it.
     """
     arrived = perf_counter()
-    try:
-        model = core.fleet.find(name)
-        pinned = model.pinned(version) if version else None
-        raw = model.transforms.raw
-        specs = model.signature.inputs if raw is None else (*model.signature.inputs, raw)
-        request = _request(specs, model.decoder, inputs)
-        parameters = {key: value for key, value in wanted.items() if value is not None and value != ""}
-        answer = await core.infer(model, pinned, request, parameters, arrived)
-    except ServiceError as error:
-        raise BentoMLException(str(error), error_code=HTTPStatus(error.status)) from error
+    model = core.fleet.find(name)
+    pinned = model.pinned(version) if version else None
+    raw = model.transforms.raw
+    specs = model.signature.inputs if raw is None else (*model.signature.inputs, raw)
+    request = _request(specs, model.decoder, inputs)
+    parameters = {key: value for key, value in wanted.items() if value is not None and value != ""}
+    answer = await core.infer(model, pinned, request, parameters, arrived, request_id=request_id)
     assert answer.outputs is not None  # a failure is an exception
     return {
         "outputs": {name: array.tolist() for name, array in answer.outputs.items()},

@@ -143,6 +143,10 @@ def test_a_damaged_artifact_is_refused_and_the_others_serve(homes: Homes) -> Non
         assert refused.status_code == 503
         assert "sha256" in refused.json()["error"]
         assert refused.headers["retry-after"]
+        call = {"model": "digits", "inputs": {"image": ZEROS.tolist()}, "variant": "int8-static"}
+        told = httpx.post(f"{gateway.url}/predict", json=call)
+        assert (told.status_code, told.json()) == (503, refused.json())
+        assert told.headers["retry-after"]
         assert gateway.infer(ZEROS, "fp32", **PATIENT).status_code == 200
         for tier in ("accurate", "balanced", "fast"):
             assert gateway.infer(ZEROS, tier=tier, **PATIENT).json()["parameters"]["variant"] != "int8-static"

@@ -223,10 +223,11 @@ def test_a_truncated_binary_tail_is_refused(gateway: Gateway) -> None:
 def test_bentomls_own_api_and_pages_answer_over_the_same_core(gateway: Gateway, samples: Split) -> None:
     rows = samples.inputs["image"][:2].tolist()
     call = {"model": "digits", "inputs": {"image": rows}, "tier": "accurate"}
-    answer = httpx.post(f"{gateway.url}/predict", json=call).json()
+    response = httpx.post(f"{gateway.url}/predict", json=call)
+    answer = response.json()
+    assert answer["request_id"] == response.headers["x-mipgate-request-id"]
     direct = gateway.infer(samples.inputs["image"][:2], answer["variant"]).json()
     np.testing.assert_allclose(np.ravel(answer["outputs"]["logits"]), direct["outputs"][0]["data"], rtol=1e-6)
-    assert answer["request_id"]
     best = httpx.post(f"{gateway.url}/predict", json=call | {"tier": "fast", "min_accuracy": 1.0}).json()
     assert (best["tier"], best["degraded"]) == ("fast", False)
     for wish, status in (
@@ -238,7 +239,9 @@ def test_bentomls_own_api_and_pages_answer_over_the_same_core(gateway: Gateway, 
         ({"priority": "urgent"}, 400),
         ({"priority": "batch"}, 200),
     ):
-        assert httpx.post(f"{gateway.url}/predict", json=call | wish).status_code == status, wish
+        response = httpx.post(f"{gateway.url}/predict", json=call | wish)
+        assert response.status_code == status, wish
+        assert (status == 200) == ("error" not in response.json())
     assert "text/html" in httpx.get(f"{gateway.url}/").headers["content-type"]
     assert "/predict" in httpx.get(f"{gateway.url}/docs.json").json()["paths"]
     assert httpx.get(f"{gateway.url}/readyz").status_code == 200
