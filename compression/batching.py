@@ -100,7 +100,8 @@ def _inputs(proto: onnx.ModelProto, rows: Mapping[str, Array]) -> tuple[_Input, 
     names = [value.name for value in proto.graph.input]
     if unknown := sorted(rows.keys() - set(names)):
         raise ImportRefusedError(
-            f'the data has an array "{unknown[0]}"; the model takes {", ".join(names)}. Name arrays so.'
+            f'the data has an array "{unknown[0]}"; the model takes {", ".join(names)}. Name arrays so, or '
+            f"say --labels {unknown[0]} where it holds the labels."
         )
     if missing := [name for name in names if name not in rows]:
         raise ImportRefusedError(
@@ -205,9 +206,16 @@ def _row_by_row(
 
 
 def _squeezed(inputs: Sequence[_Input], expected: Sequence[Sequence[Array]]) -> list[bool]:
-    """Which outputs of one row begin with a batch axis of length one."""
+    """Which outputs of one row begin with a batch axis of length one.
+
+    One that is shaped as an input without such an axis, as a recurrent state is, has none either.
+    """
     any_batch = any(each.has_batch for each in inputs)
-    return [any_batch and array.ndim > 0 and array.shape[0] == 1 for array in expected[0]]
+    bare = {each.dims for each in inputs if not each.has_batch}
+    return [
+        any_batch and array.ndim > 0 and array.shape[0] == 1 and array.shape not in bare
+        for array in expected[0]
+    ]
 
 
 def _agrees(proto: onnx.ModelProto, rows: Mapping[str, Array], expected: Sequence[Sequence[Array]]) -> bool:

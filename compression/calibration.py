@@ -52,14 +52,16 @@ class Calibrator:
     def ranges(self, model: OnnxModel, tensors: Sequence[str], split: Split) -> dict[str, Range]:
         """The range of each float tensor over a split, read once for extremes and again for histograms.
 
+        A tensor that reaches infinity, such as attention's scores behind their mask, has none.
+
         Raises:
-            CalibrationError: An activation is not finite.
+            CalibrationError: An activation is not a number.
         """
         limits = _extremes(model, tensors, split)
         if self.method == "minmax":
             return limits
         histograms = {name: Histogram(*ends) for name, ends in limits.items()}
-        for batch in activations(model, tensors, split):
+        for batch in activations(model, list(limits), split):
             for name, values in batch.items():
                 histograms[name].add(values)
         if self.method == "percentile":
@@ -170,10 +172,10 @@ def _extremes(model: OnnxModel, tensors: Sequence[str], split: Split) -> dict[st
         for name, values in batch.items():
             low, high = limits.get(name, (np.inf, -np.inf))
             limits[name] = (
-                min(low, float(values.min(initial=np.inf))),
-                max(high, float(values.max(initial=-np.inf))),
+                float(np.minimum(low, values.min(initial=np.inf))),
+                float(np.maximum(high, values.max(initial=-np.inf))),
             )
     for name, ends in limits.items():
-        if not np.isfinite(ends).all():
-            raise CalibrationError(f'activation "{name}" is not finite. Mend the model or its data.')
-    return limits
+        if np.isnan(ends).any():
+            raise CalibrationError(f'activation "{name}" is not a number. Mend the model or its data.')
+    return {name: ends for name, ends in limits.items() if np.isfinite(ends).all()}

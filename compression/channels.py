@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from compression.base import PassRefusedError
 from compression.data import Split
 from compression.model import TorchModel
 
@@ -125,14 +126,25 @@ def survey(model: TorchModel, split: Split, score: Score, ignore: Sequence[str] 
 
     Left out are channels that run to an output, those of ignored layers, and those that the module cuts
     into attention heads, where a missing channel would shift all others into another head.
+
+    Raises:
+        PassRefusedError: The library cannot follow the channels.
     """
     module, examples = model.module, example_rows(model, split)
     names = {layer: name for name, layer in module.named_modules()}
     kept = {part for name in ignore for part in module.get_submodule(name).modules()}
     kept |= _layers_cut_into_heads(module, examples)
-    graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=examples)
+    try:
+        graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=examples)
+        found = list(graph.get_all_groups())
+    except Exception as error:  # the library's errors have no common base
+        raise PassRefusedError(
+            f"torch-pruning cannot follow the channels of this module ({type(error).__name__}: {error}), as "
+            "with recurrent layers. Leave structured pruning out; prune-unstructured and distill need none "
+            "of it."
+        ) from error
     groups = []
-    for members in graph.get_all_groups():
+    for members in found:
         if _may_go(graph, members, kept) and (scores := score(members)) is not None:
             groups.append(_described(graph, members, scores, names))
     layers = _layer_costs(module, examples, names)

@@ -170,7 +170,8 @@ def flops(model: OnnxModel, axes: Mapping[str, int] | None = None) -> int:
     """Floating or integer operations for one row: twice the multiply-adds of all heavy operators.
 
     Every branch of an `If` counts, and the body of a `Loop` once: how often it runs, the data decide. Where a
-    shape changes from round to round, an operator of the body counts as one application of its weight.
+    shape changes from round to round, an operator of the body counts as one application of its weight, and a
+    product of two activations, which has none, not at all.
 
     Args:
         model: The artifact.
@@ -282,18 +283,21 @@ def _with_fixed_axes(model: OnnxModel, axes: Mapping[str, int]) -> onnx.ModelPro
 
 
 def _measure_unknown(graph: ir.Graph, proto: onnx.ModelProto, signature: Signature) -> None:
-    """Runs the graph on zeros for the shapes that inference does not know, such as those behind a Loop."""
-    operands = [
-        value
-        for node in graph
-        if node.op_type in _HEAVY
-        for value in (*(_input(node, position) for position in _HEAVY[node.op_type]), node.outputs[0])
-    ]
-    unknown = {value.name: value for value in operands if value is not None and not _is_known(value)}
-    if not unknown:
-        return
+    """Runs the graph on zeros for the shapes that inference does not know, such as those behind a Loop.
+
+    Those in the body of a Scan are the same in every round: the body gives them out.
+    """
+    unknown = _unknown_operands(graph)
     known = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown if name not in known)
+    told = {name: value for name, value in unknown.items() if name not in known}
+    rounds: dict[str, ir.Value] = {}
+    for node, written in zip(graph, proto.graph.node, strict=True):
+        if node.op_type == "Scan":
+            for name, value in _unknown_operands(node.attributes["body"].as_graph()).items():
+                rounds[_given_out(written, name)] = value
+    if not unknown and not rounds:
+        return
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*told, *rounds))
     # The axes are fixed by now, so that the shapes of the inputs are read from the graph.
     zeros = {
         value.name: np.zeros(
@@ -302,13 +306,40 @@ def _measure_unknown(graph: ir.Graph, proto: onnx.ModelProto, signature: Signatu
         )
         for value in proto.graph.input
     }
-    asked = Signature(signature.inputs, tuple(TensorSpec(str(name), "float32", ()) for name in unknown))
+    asked = (*unknown, *rounds)
+    outputs = tuple(TensorSpec(name, "float32", ()) for name in asked)
     try:
-        arrays = infer(OnnxModel(proto, asked), Split(zeros), 1)
+        arrays = infer(OnnxModel(proto, Signature(signature.inputs, outputs)), Split(zeros), 1)
     except Exception as error:  # onnxruntime's errors have no common base
         raise InspectionError(f"shapes cannot be inferred, and the graph does not run: {error}") from error
-    for value, array in zip(unknown.values(), arrays, strict=True):
-        value.shape = ir.Shape(array.shape)
+    for name, array in zip(asked, arrays, strict=True):
+        if name in unknown:
+            unknown[name].shape = ir.Shape(array.shape)
+        else:
+            rounds[name].shape = ir.Shape(array.shape[1:])
+
+
+def _unknown_operands(graph: ir.Graph) -> dict[str, ir.Value]:
+    """What heavy operators of a graph, but for its bodies, read and write in a shape that is not known."""
+    operands = [
+        value
+        for node in graph
+        if node.op_type in _HEAVY
+        for value in (*(_input(node, position) for position in _HEAVY[node.op_type]), node.outputs[0])
+    ]
+    return {str(value.name): value for value in operands if value is not None and not _is_known(value)}
+
+
+def _given_out(scan: onnx.NodeProto, name: str) -> str:
+    """Has a Scan give out a tensor of its body, stacked over the rounds; the name that it has there."""
+    for attribute in scan.attribute:
+        if attribute.name == "body":
+            attribute.g.output.append(onnx.ValueInfoProto(name=name))
+        elif attribute.name in ("scan_output_axes", "scan_output_directions"):
+            attribute.ints.append(0)
+    stacked = f"{scan.output[0]}/rounds/{name}"
+    scan.output.append(stacked)
+    return stacked
 
 
 def _is_known(value: ir.Value) -> bool:
@@ -320,10 +351,10 @@ def _multiply_adds(node: ir.Node, graph: ir.Graph) -> int:
     try:
         return _counted(node)
     except InspectionError:
-        weight = _input(node, _HEAVY[node.op_type][1])
-        if node.graph is graph or weight is None or weight.const_value is None:
+        if node.graph is graph:
             raise
-        return int(weight.const_value.size)
+        weight = _input(node, _HEAVY[node.op_type][1])
+        return 0 if weight is None or weight.const_value is None else int(weight.const_value.size)
 
 
 def _counted(node: ir.Node) -> int:

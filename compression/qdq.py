@@ -102,7 +102,8 @@ def quantized(
 
     Args:
         model: What `prepared` returned.
-        ranges: The range of every tensor that an operator to quantize touches.
+        ranges: The range of every tensor that an operator to quantize touches; what touches one that has no
+            range stays float.
         scheme: How floats become integers.
         excluded: Names of nodes that stay float.
         only: Names of the only nodes to quantize; None for all.
@@ -110,6 +111,8 @@ def quantized(
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     left_out = {*excluded, *(_products_of_activations(proto) if scheme.weights_only_products else ())}
+    unknown = set(touched(model, scheme.operators)).difference(ranges)
+    left_out |= {node.name for node in proto.graph.node if unknown.intersection((*node.input, *node.output))}
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     with quiet(""), warnings.catch_warnings():
         quantizer = QDQQuantizer(

@@ -115,7 +115,8 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
         if hidden := hidden_operators(model):
             raise PassRefusedError(
                 f"{_listed(hidden)} lie inside a Scan, Loop or If, which quantization does not enter. Export "
-                "the model without it."
+                "the model without it, and with a dynamic batch axis: a file for a single row is served in a "
+                "Scan over the rows."
             )
         if not weighted_operators(model):
             raise PassRefusedError("the model has no convolution or matrix product with weights.")

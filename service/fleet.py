@@ -217,8 +217,12 @@ class Fleet:
             lost = loaded is None and standing.stored is not None
             self._tell(standing, Status.REFUSED if lost else standing.status)
         if loaded is None:
-            log.error("%s is refused: %s", entry.id, reason)
             model.refused |= dict.fromkeys(names, reason)
+            if entry.failure is not None:  # the build said so; nobody can mend it here
+                log.info("%s is not built: %s", entry.id, reason)
+                model.unbuilt.update(names)
+            else:
+                log.error("%s is refused: %s", entry.id, reason)
             return
         model.variants |= dict.fromkeys(names, loaded)
         serving = {each.key for each in self._serving()}  # theirs may wait: the event loop closes them

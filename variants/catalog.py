@@ -341,7 +341,8 @@ class Catalog:
         known = ", ".join(self.models()) or "none"
         name = model[:80]
         return ModelNotFoundError(
-            f'no model "{name}" is registered; there are: {known}. Run `mipgate build {name}`.'
+            f'no model "{name}" is built; there are: {known}. Run `mipgate build {name}`, and before it '
+            "`mipgate add` if it is not registered."
         )
 
     def _unnamed(self, model: str, cards: set[str]) -> set[str]:

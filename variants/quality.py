@@ -76,7 +76,7 @@ def estimate(
 
     Shares of rows have Wilson's interval, Agresti and Min's for the paired ratio and McNemar's exact test:
     they do not collapse where every row is right. Other metrics have the percentile bootstrap's, paired for
-    the ratio.
+    the ratio; where no row differs from the reference's, the ratio has that of a share of rows that agree.
 
     Args:
         metric: The measure.
@@ -100,6 +100,8 @@ def estimate(
         values, ratios = _resampled(metric, rows, reference_rows, seed)
         (low, high), ratio_low = percentile_interval(values), percentile_interval(ratios)[0]
         p_value = bootstrap_p_value(ratios)
+        if np.array_equal(rows, reference_rows):  # of which resamples know nothing but that
+            ratio_low = paired_ratio_low(np.ones(len(rows)), np.ones(len(rows)))
     ratio = float(metric.ratio(value, base))
     return Estimate(value, low, high, ratio, ratio_low, len(rows), p_value)
 

@@ -5,6 +5,7 @@ What others wrote may crash whoever opens it. Run as `python -m variants.registe
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import sys
@@ -44,6 +45,7 @@ from variants.store import sha256
 from variants.worker import report_to_parent
 
 _PREFIX = "input:"
+_NOT_OF_A_NAME = re.compile(r"[^a-z0-9_-]+")
 
 
 def add(job: AddJob) -> Added:
@@ -85,7 +87,7 @@ def _add_graph(job: AddJob, path: Path) -> Added:
     kept = distinct(rows)
     splits = divided(kept)
     metric = job.metric or _usual_metric(model.signature, rows.labels)
-    name = job.name or path.stem.lower()
+    name = job.name or _NOT_OF_A_NAME.sub("-", path.stem.lower()).strip("-_")
     work = subfolder("work") / f"add-{secrets.token_hex(4)}"
     work.mkdir()
     try:

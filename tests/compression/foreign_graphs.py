@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compression.signature import Array
 
-ROWS, WIDE, HIDDEN, CLASSES = 60, 16, 128, 4
+ROWS, WIDE, HIDDEN, CLASSES, TOKENS = 60, 16, 128, 4, 4
 Dims = Sequence[int | str]
 _random = np.random.default_rng(0)
 WEIGHT = _random.normal(size=(WIDE, HIDDEN)).astype(np.float32)
@@ -131,6 +131,60 @@ def reshape_to_one_row() -> Foreign:
         nodes, [value("x", [1, 4, 4])], [value("y", [1, CLASSES])], shape=np.array([1, WIDE]), **STORED
     )
     return Foreign(proto, {"x": X.reshape(ROWS, 4, 4)})
+
+
+def attention_of_one_row() -> Foreign:
+    """Four tokens look at each other, in shapes that are computed and hold for a single row only."""
+    nodes = [
+        node("Shape", ["x"], ["all"]),
+        node("Gather", ["all", "first"], ["tokens"]),
+        node("Concat", ["tokens", "wide"], ["target"], axis=0),
+        node("Reshape", ["x", "target"], ["r"]),
+        node("MatMul", ["r", "w"], ["h"]),
+        node("Transpose", ["r"], ["t"], perm=[1, 0]),
+        node("MatMul", ["r", "t"], ["scores"]),
+        node("Softmax", ["scores"], ["p"]),
+        node("MatMul", ["p", "h"], ["z"]),
+        node("LayerNormalization", ["z", "gains"], ["l"]),
+        node("MatMul", ["l", "v"], ["c"]),
+        node("ReduceMean", ["c"], ["y"], axes=[0], keepdims=1),
+    ]
+    stored = {"first": np.array([1]), "wide": np.array([WIDE]), "gains": np.ones(HIDDEN, np.float32)}
+    proto = model(nodes, [value("x", [1, TOKENS, WIDE])], [value("y", [1, CLASSES])], **stored, **STORED)
+    return Foreign(proto, {"x": _random.normal(size=(ROWS, TOKENS, WIDE)).astype(np.float32)})
+
+
+def masked_attention() -> Foreign:
+    """Scores are minus infinity where a token must not look, as torch exports a mask."""
+    nodes = [
+        *LAYERS[:2],
+        node("MatMul", ["r", "v"], ["scores"]),
+        node("Where", ["seen", "scores", "never"], ["masked"]),
+        node("Softmax", ["masked"], ["p"]),
+        node("MatMul", ["p", "scores"], ["z"]),
+        node("ReduceMean", ["z"], ["y"], axes=[1], keepdims=0),
+    ]
+    proto = model(
+        nodes,
+        [value("x", ["N", TOKENS, WIDE])],
+        [value("y", ["N", CLASSES])],
+        seen=np.tri(TOKENS, CLASSES, dtype=bool),
+        never=np.array(-np.inf, np.float32),
+        **STORED,
+    )
+    return Foreign(proto, {"x": _random.normal(size=(ROWS, TOKENS, WIDE)).astype(np.float32)})
+
+
+def recurrent_state() -> Foreign:
+    """A state goes in and out; its first axis of length one holds layers."""
+    nodes = [*LAYERS, node("Add", ["state", "x"], ["state_out"])]
+    proto = model(
+        nodes,
+        [value("x", [1, WIDE]), value("state", [1, 1, WIDE])],
+        [value("y", [1, CLASSES]), value("state_out", [1, 1, WIDE])],
+        **STORED,
+    )
+    return Foreign(proto, {"x": X, "state": X[::-1].reshape(ROWS, 1, 1, WIDE)})
 
 
 def rows_that_meet() -> Foreign:
@@ -271,6 +325,9 @@ TAKEN: dict[str, Callable[[], Foreign]] = {
     "no batch anywhere": no_batch_anywhere,
     "batch of one": lambda: plain(batch=1),
     "reshape to one row": reshape_to_one_row,
+    "attention of one row": attention_of_one_row,
+    "masked attention": masked_attention,
+    "recurrent state": recurrent_state,
     "rows that meet": rows_that_meet,
     "time first": time_first,
     "free axes": free_axes,

@@ -29,15 +29,18 @@ from tests.compression.foreign_graphs import (
     HIDDEN,
     STORED,
     TAKEN,
+    TOKENS,
     WIDE,
     Foreign,
     X,
+    attention_of_one_row,
     constants,
     looping,
     model,
     node,
     plain,
     quantized,
+    recurrent_state,
     scalar,
     value,
 )
@@ -89,6 +92,19 @@ def test_every_kind_is_counted(kind: str) -> None:
     assert counts.flops >= 2 * WIDE * HIDDEN
     if kind in ("plain", "constants", "scalar", "no batch anywhere", "batch of one", "mean of all"):
         assert (counts.parameters, counts.flops) == (PARAMETERS, 2 * PARAMETERS)
+
+
+def test_products_in_a_scan_count_whatever_computes_their_shapes() -> None:
+    imported = taken(attention_of_one_row())
+    assert "Scan" in {each.op_type for each in imported.proto.graph.node}
+    of_weights, of_tokens = TOKENS * PARAMETERS, TOKENS * TOKENS * (WIDE + HIDDEN)
+    assert count(imported).flops == 2 * (of_weights + of_tokens)
+
+
+def test_a_state_that_comes_out_goes_in_again() -> None:
+    imported = taken(recurrent_state())
+    (_, given), (_, made) = imported.signature.inputs, imported.signature.outputs
+    assert given.shape == made.shape == ("batch", 1, 1, WIDE)
 
 
 def test_weights_in_constant_nodes_become_initializers() -> None:

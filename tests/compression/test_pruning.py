@@ -328,6 +328,26 @@ def test_attention_heads_stay_whole(context: PassContext) -> None:
     assert facts["widths"] == {name: [32, 16] for name in ("embed", "mixed", "down")} | {"up": [64, 32]}
 
 
+class _Recurrent(nn.Module):
+    """A convolution whose rows a GRU reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 16, 3, padding=1)
+        self.recurrent = nn.GRU(16, 32, batch_first=True)
+        self.last = nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows = torch.relu(self.conv(image.reshape(-1, 1, 8, 8))).mean(3).transpose(1, 2)
+        return self.last(self.recurrent(rows)[0][:, -1])  # type: ignore[no-any-return]
+
+
+def test_what_the_library_cannot_follow_is_refused_with_what_can_be_done(context: PassContext) -> None:
+    model = TorchModel(_Recurrent().eval(), DIGITS)
+    with pytest.raises(PassRefusedError, match=r"recurrent.* prune-unstructured"):
+        pruning().run(model, context)
+
+
 def test_masked_weights_are_refused(reference: TorchModel, context: PassContext) -> None:
     masked = copy.deepcopy(reference.module)
     parametrize.register_parametrization(masked[4], "weight", nn.Identity())

@@ -129,6 +129,8 @@ EXPECTED = {
     "looping": USUAL | {"int8-accuracy-control": EITHER},
     "function": USUAL,
     "scalar": SCANNED,
+    "attention of one row": SCANNED,
+    "masked attention": USUAL | {"int8-accuracy-control": EITHER},
     "branching": SCANNED,
     "double": USUAL | {"fp16": "no float32 weights"} | dict.fromkeys(INT8, "is float64"),
     "qdq": DONE,
@@ -176,7 +178,7 @@ def test_each_recipe_is_built_or_skipped_as_expected(home: Path, kind: str) -> N
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"z": X}, 'has an array "z"'),
+        ({"z": X}, 'has an array "z".* --labels z'),
         ({}, "Give every input as many rows"),
         ({"x": X[:, :3]}, r"shape \[3\]; the model takes \[16\]"),
         ({"x": X[:30]}, "30 different rows; 40 are the fewest"),
@@ -201,6 +203,13 @@ def test_values_that_an_integer_cannot_hold_are_refused(home: Path) -> None:
     halves = foreign.rows | {"token": foreign.rows["token"] + 0.5}
     with pytest.raises(ImportRefusedError, match='"token" is float64 and its values do not fit int64'):
         add(job(home, foreign, halves))
+
+
+def test_a_file_names_its_model_whatever_it_is_called(home: Path) -> None:
+    named = job(home, plain())
+    source = Path(named.source).rename(home / "My Net v1.2.onnx")
+    add(replace(named, source=str(source)))
+    assert registered() == ["my-net-v1-2"]
 
 
 def test_not_finite_rows_are_taken_when_the_model_takes_them(home: Path) -> None:

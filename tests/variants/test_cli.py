@@ -157,7 +157,7 @@ def test_the_tables_say_what_the_document_says(homes: Homes) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("show", "numbers"), ('no model "numbers"', "there are: digits", "Run `mipgate build numbers`")),
+        (("show", "numbers"), ('no model "numbers"', "there are: digits", "`mipgate build numbers`")),
         (("show", "digits/int9"), ('no variant "int9"', "fp32@", "int8-static@")),
         (("show", "digits/fp32@000000000000"), ('no variant "fp32@000000000000"', "fp32@")),
         (("show", "digits/FP32"), ("names no variant", "as in digits/int8-static")),
