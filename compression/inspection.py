@@ -288,8 +288,6 @@ def _measure_unknown(graph: ir.Graph, proto: onnx.ModelProto, signature: Signatu
     Those in the body of a Scan are the same in every round: the body gives them out.
     """
     unknown = _unknown_operands(graph)
-    known = {value.name for value in proto.graph.output}
-    told = {name: value for name, value in unknown.items() if name not in known}
     rounds: dict[str, ir.Value] = {}
     for node, written in zip(graph, proto.graph.node, strict=True):
         if node.op_type == "Scan":
@@ -297,7 +295,9 @@ def _measure_unknown(graph: ir.Graph, proto: onnx.ModelProto, signature: Signatu
                 rounds[_given_out(written, name)] = value
     if not unknown and not rounds:
         return
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*told, *rounds))
+    known = {value.name for value in proto.graph.output}
+    asked = (*unknown, *rounds)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in asked if name not in known)
     # The axes are fixed by now, so that the shapes of the inputs are read from the graph.
     zeros = {
         value.name: np.zeros(
@@ -306,7 +306,6 @@ def _measure_unknown(graph: ir.Graph, proto: onnx.ModelProto, signature: Signatu
         )
         for value in proto.graph.input
     }
-    asked = (*unknown, *rounds)
     outputs = tuple(TensorSpec(name, "float32", ()) for name in asked)
     try:
         arrays = infer(OnnxModel(proto, Signature(signature.inputs, outputs)), Split(zeros), 1)

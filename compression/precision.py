@@ -256,7 +256,7 @@ def _bring_home(graph: onnx.GraphProto, outer: Set[str] = frozenset()) -> None:
 
 def _names(graph: onnx.GraphProto) -> set[str]:
     """What is made in a graph, or in a body within it."""
-    names = {value.name for value in graph.input}
+    names = {value.name for value in (*graph.input, *graph.initializer)}
     for node in graph.node:
         names.update(node.output)
         for attribute in node.attribute:

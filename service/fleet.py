@@ -220,7 +220,6 @@ class Fleet:
             model.refused |= dict.fromkeys(names, reason)
             if entry.failure is not None:  # the build said so; nobody can mend it here
                 log.info("%s is not built: %s", entry.id, reason)
-                model.unbuilt.update(names)
             else:
                 log.error("%s is refused: %s", entry.id, reason)
             return

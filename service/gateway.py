@@ -225,10 +225,13 @@ class Gateway:
             "priority": priority,
         }
         core = self.bento_service.core
-        ctx.response.headers["x-mipgate-request-id"] = request_id = core.new_id()
+        request_id = core.new_id()
         try:
-            return await predict(core, model, inputs, variant, wanted, request_id)
+            answer = await predict(core, model, inputs, variant, wanted, request_id)
+            request_id = answer["request_id"]  # that of a rollout carries the answer
         except ServiceError as error:  # told here: BentoML keeps from the client what a 503 says
             ctx.response.status_code = error.status
             ctx.response.headers.update({name.decode(): value.decode() for name, value in error.headers()})
-            return {"error": str(error)}
+            answer = {"error": str(error)}
+        ctx.response.headers["x-mipgate-request-id"] = request_id
+        return answer

@@ -252,7 +252,6 @@ class LoadedModel:
         variants: By `recipe@build`, and by recipe for the build that a bare name means.
         candidates: What the router may choose from.
         refused: Why a variant does not serve, by recipe and `recipe@build`.
-        unbuilt: Those of the refused of which there is nothing.
         own_outputs: Names of the model's own outputs, in order.
         has_transforms: Whether anything is done before or after it.
         doubted: Profiles by `recipe@build` whose quality the golden rows call in question.
@@ -267,7 +266,6 @@ class LoadedModel:
     variants: dict[str, LoadedVariant] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    unbuilt: set[str] = field(default_factory=set)
     doubted: dict[str, list[Profile]] = field(default_factory=dict)
     inflight: int = 0
     own_outputs: tuple[str, ...] = field(init=False)
@@ -311,7 +309,8 @@ class LoadedModel:
         if variant is not None:
             return variant
         if reason := self.refused.get(version, "").rstrip("."):
-            if version in self.unbuilt:
+            recipe, _, build = version.partition("@")
+            if self.card.find(recipe, build or None).failure is not None:
                 raise NotFoundError(
                     f"{self.name}/{version} is not built: {reason}. Use another variant or a tier."
                 )

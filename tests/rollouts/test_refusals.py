@@ -160,3 +160,7 @@ def test_a_tiers_rollout_is_for_its_tier_alone(gateway: Gateway, operator: Opera
 
     wait_for(lambda: arms("accurate") == {"primary", "candidate"})
     assert arms("balanced") == {None}
+    call = {"model": "digits", "inputs": {"image": [ROW.tolist()]}, "tier": "accurate"} | PATIENT
+    told = httpx.post(f"{gateway.url}/predict", json=call)
+    assert told.headers["x-mipgate-request-id"] == told.json()["request_id"]
+    assert label(gateway, {"request_id": told.headers["x-mipgate-request-id"], "label": 0}).status_code == 202

@@ -22,6 +22,7 @@ from service.errors import (
     BadRequestError,
     DeadlineError,
     InferenceError,
+    NotFoundError,
     ServiceError,
     UnavailableError,
     UncomputableError,
@@ -38,9 +39,11 @@ from service.rollout.rollout import CANDIDATE, PRIMARY, Arm, Kind, Phase, Rollou
 from service.scheduler import Limits, Scheduler
 from service.state.sealed import Served
 from service.transforming import Transforming
+from variants.card import Failure
 from variants.catalog import Catalog
 from variants.host import this_host
 from variants.runtime import RuntimeUnavailableError
+from variants.variant import Status
 
 T = TypeVar("T")
 
@@ -59,6 +62,18 @@ def fleet(digits: Catalog) -> Fleet:
 @pytest.fixture
 def model(fleet: Fleet) -> LoadedModel:
     return fleet.load("digits")  # with its variants as they are, whatever a test did to them
+
+
+def test_what_was_never_built_is_not_found_and_what_is_lost_may_come_back(model: LoadedModel) -> None:
+    entry = model.card.find("int8-static")
+    unbuilt = dataclasses.replace(entry, failure=Failure(Status.SKIPPED, "there is nothing to quantize."))
+    for named, failed, error in ((entry, False, UnavailableError), (unbuilt, True, NotFoundError)):
+        asked = dataclasses.replace(model, card=model.card.with_entry(named), variants={})
+        for version in ("int8-static", entry.id.version):
+            asked.refused[version] = "there is nothing to quantize."
+            with pytest.raises(error, match=r"quantize\. Use another") as caught:
+                asked.pinned(version)
+            assert ("is not built" in str(caught.value)) == failed
 
 
 @asynccontextmanager
