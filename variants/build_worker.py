@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -116,6 +117,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     except PassRefusedError as error:
         return Outcome(skipped=str(error))
     except (CompressionError, ParityError) as error:
+        traceback.print_exc()  # the parent logs it
         return Outcome(failed=str(error))
     _write_golden(job.folder, splits)
     finished = Finished(path, compressed, parity, time.perf_counter() - started, compress_seconds)

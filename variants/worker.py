@@ -1,12 +1,13 @@
 """A child process: runs one module on a JSON job, follows its progress, and survives its death.
 
-The child prints progress as JSON lines; whatever else it prints is kept for the error message.
+The child prints progress as JSON lines; whatever else it prints is kept for the error message, and logged.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ from typing import Any, TypeVar
 import psutil
 
 from variants import document
+
+log = logging.getLogger("mipgate.worker")
 
 Report = Callable[[str, float], None]
 T = TypeVar("T")
@@ -120,6 +123,7 @@ def _follow(line: str, report: Report, tail: deque[str]) -> None:
         message = json.loads(line)
         report(message["progress"], message["fraction"])
     elif line.strip():
+        log.info("%s", line.rstrip())
         tail.append(line.rstrip())
 
 

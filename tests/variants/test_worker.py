@@ -57,6 +57,16 @@ def test_a_child_without_space_says_what_to_do(children: Path) -> None:
         run(CHILD, Nothing(), Nothing, children, lambda phrase, fraction: None)
 
 
+def test_what_a_child_says_beside_its_progress_is_logged(
+    children: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (children / f"{CHILD}.py").write_text(FULL)
+    with caplog.at_level("INFO", "mipgate.worker"), pytest.raises(WorkerError):
+        run(CHILD, Nothing(), Nothing, children, lambda phrase, fraction: None)
+    assert "Traceback (most recent call last):" in caplog.messages
+    assert caplog.messages[-1] == "OSError: [Errno 28] No space left on device"
+
+
 def test_a_full_disk_costs_the_variant_and_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
