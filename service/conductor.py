@@ -191,6 +191,8 @@ class Conductor:
     def _tell(self, rollout: Rollout) -> None:
         for arm in rollout.arms:
             self._metrics.rollout_weight.labels(rollout.model, arm.name).set(arm.weight / 100)
+        for arm in rollout.contenders:
+            self._metrics.watched(rollout.model, arm.name, [guard.name for guard in rollout.guards])
         for phase in Phase:
             self._metrics.rollout_phase.labels(rollout.model, phase.value).set(float(phase is rollout.phase))
 

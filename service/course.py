@@ -29,14 +29,15 @@ class Part:
         arm: Its arm.
         route: To what answers for that arm.
         tally: Where the arm's evidence is counted.
-        is_assigned: Whether the rollout says what answers, and not the router.
+        behind: To what takes over when that does not answer: the router's choice, or for a candidate that is
+            the router's choice the primary. None where that is the primary: then all is as without a rollout.
     """
 
     rollout: Rollout
     arm: Arm
     route: Route
     tally: ArmTally
-    is_assigned: bool
+    behind: Route | None
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +56,7 @@ class Course:
         transform_s: Time that a text or picture took to become inputs.
         route: Where it goes; None before that is known.
         part: Its part in a rollout, or None.
+        fell: Why its arm's variant did not answer and another was asked, or None.
         suspect: Who could not compute it: when another can, it was not the request's fault.
         done: What the device made of it; None before, and when it failed.
         outputs: Arrays `(rows, ...)` by output name, with those of a transform where they are asked for; None
@@ -74,6 +76,7 @@ class Course:
     transform_s: float = 0.0
     route: Route | None = None
     part: Part | None = None
+    fell: ServiceError | None = None
     suspect: LoadedVariant | None = None
     done: Completed | None = None
     outputs: dict[str, Array] | None = None

@@ -18,8 +18,8 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.access.peer import one_header
-from service.access.principal import Role
-from service.asgi import App, Headers, Message, Receive, Scope, Send
+from service.access.principal import ANYONE, Role
+from service.asgi import App, Message, Receive, Scope, Send
 from service.course import Course
 from service.errors import (
     INTERNAL_MESSAGE,
@@ -27,6 +27,7 @@ from service.errors import (
     MediaTypeError,
     NotFoundError,
     PathTooLongError,
+    RateLimitError,
     ServiceError,
     TooLargeError,
     UnavailableError,
@@ -59,6 +60,7 @@ _BINARY = b"content-type: application/octet-stream\r\ninference-header-content-l
 _REQUEST_ID = b"x-mipgate-request-id: %b\r\n"
 _MAX_ROUTES = 4096
 _SAFE = ("GET", "HEAD")
+_PREDICT = "/predict"
 _OPEN = "/v2/health/"  # probes carry no keys
 _OPERATIONS = ("/load", "/unload")
 _SMALL_BODY = 2**20
@@ -135,7 +137,7 @@ class DataPlane:
                 # By method: BentoML's router takes other paths for `/predict` too, one that ends in %0A, say.
                 if scope["method"] not in _SAFE:
                     self._access.check(scope["headers"], scope["client"], Role.INFER)
-                receive = await self._bounded(scope["headers"], receive)
+                receive = await self._bounded(scope, receive)
             except ClientGoneError:
                 return
             except ServiceError as error:
@@ -143,11 +145,13 @@ class DataPlane:
                 return
         await self._app(scope, receive, send)
 
-    async def _bounded(self, headers: Headers, receive: Receive) -> Receive:
+    async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """Reads a body, whose length need not be said, within bounds; what is returned gives it again."""
-        if any(name == b"content-length" and self._is_too_long(value) for name, value in headers):
+        if any(name == b"content-length" and self._is_too_long(value) for name, value in scope["headers"]):
             raise too_large(self._max_body)
         body = await read_body(receive, self._max_body)
+        if scope["path"].startswith(_PREDICT) and len(body) > self._max_json:
+            raise _json_too_large(self._max_json)
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -170,7 +174,12 @@ class DataPlane:
             self._targets.clear()
         if len(head.fields) < len(head.headers):  # the one question that a second value may not answer
             one_header(head.headers, _AUTHORIZATION)
-        self._access.check_inference(head.fields.get(_AUTHORIZATION))
+        try:
+            self._access.check_inference(head.fields.get(_AUTHORIZATION))
+        except RateLimitError as error:
+            model, pinned = self._targets.get(head.path) or self._find(head.path)
+            self._inference.count_error(model, pinned, model.slo.default.tier.name, error)
+            raise
         model, pinned = self._targets.get(head.path) or self._find(head.path)
         model.inflight += 1
         try:
@@ -215,21 +224,24 @@ class DataPlane:
         """Decodes in a thread what would hold up everybody else."""
         length = len(body) if header_length is None else header_length
         if length > self._max_json:
-            raise TooLargeError(
-                f"the JSON is longer than {self._max_json} bytes. Send tensors in binary, or fewer rows at a "
-                "time, or raise MIPGATE_MAX_JSON_BYTES."
-            )
+            raise _json_too_large(self._max_json)
         return await asyncio.to_thread(model.decoder.decode, body, header_length)
 
     async def _control(self, scope: Scope, exchange: Exchange) -> None:
         """Everything but inference: rare, and small."""
         path, headers = exchange.head.path, exchange.head.headers
         _check_length(path)
+        is_operation = path.rstrip("/").endswith(_OPERATIONS)
+        who = ANYONE
         if not path.startswith(_OPEN):
-            role = Role.OPERATE if path.rstrip("/").endswith(_OPERATIONS) else Role.INFER
-            self._access.check(headers, scope["client"], role)
+            role = Role.OPERATE if is_operation else Role.INFER
+            who = self._access.check(headers, scope["client"], role)
         body = await exchange.read(self._max_body) if scope["method"] == "POST" else b""
-        await _tell(exchange, 200, await self._repository.answer(scope, path, body))
+        answer = await self._repository.answer(scope, path, body)
+        if is_operation:
+            *_, model, verb = path.rstrip("/").split("/")
+            await self._operation.audit(who, f"{verb} model", model)
+        await _tell(exchange, 200, answer)
 
     def _find(self, path: str) -> Target:
         """Model and pinned variant of an infer path; found ones are remembered."""
@@ -326,6 +338,13 @@ def _said(variant: str, tier: str, is_degraded: bool, arm: str) -> tuple[dict[st
 
 def _is_ours(path: str) -> bool:
     return path.startswith("/v2/") or path == "/v2"
+
+
+def _json_too_large(most: int) -> TooLargeError:
+    return TooLargeError(
+        f"the JSON is longer than {most} bytes. Send tensors in binary, or fewer rows at a time, or raise "
+        "MIPGATE_MAX_JSON_BYTES."
+    )
 
 
 def _check_length(path: str) -> None:

@@ -149,6 +149,10 @@ class InferenceError(ServiceError):
     status = 500
 
 
+class NonFiniteError(InferenceError):
+    """A candidate's answer held NaN or infinities."""
+
+
 class UncomputableError(InferenceError):
     """The runtime failed on this request alone, and not on a row that is known to be good: a client's error.
 

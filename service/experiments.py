@@ -15,13 +15,19 @@ import numpy as np
 
 from service.conductor import Conductor
 from service.course import Course, Part
-from service.errors import DeadlineError, ServiceError, UnavailableError
+from service.errors import (
+    DeadlineError,
+    NonFiniteError,
+    ServiceError,
+    UnavailableError,
+    UncomputableError,
+)
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, Metrics
 from service.queues import Priority
 from service.rollout.assignment import assign, counts_copies, shadow_draw
 from service.rollout.comparison import compare, judges_classes
-from service.rollout.evidence import Feedback
+from service.rollout.evidence import ArmTally, Feedback
 from service.rollout.labels import judged, names_of, prediction
 from service.rollout.rollout import PRIMARY, Arm, Rollout
 from service.router import Route
@@ -36,6 +42,7 @@ log = logging.getLogger("mipgate.experiments")
 _COPY_PATIENCE_S = 5.0
 _MOST_COPIES = 32  # that wait at the same time
 _MOST_PARTS = 1024  # remembered: floors are the callers'
+_LATE = (DeadlineError, UnavailableError)
 
 
 _Terms = tuple[str, int, str, LoadedModel, LoadedVariant, float]
@@ -106,16 +113,25 @@ class Experiments:
         """The part of all requests with these terms."""
         if not _are_told_apart(rollout, model, floor, usual):
             return None
-        is_assigned = arm.name != PRIMARY or rollout.keeps_primary
-        variant = model.variants[arm.variant] if is_assigned else usual
-        return Part(rollout, arm, Route(variant), self._conductor.tally(rollout.id, arm.name), is_assigned)
+        is_primary = arm.name == PRIMARY
+        variant = usual if is_primary and not rollout.keeps_primary else model.variants[arm.variant]
+        behind: Route | None = Route(usual)
+        if variant is usual:
+            behind = None if is_primary else Route(model.variants[rollout.primary.variant])
+        return Part(rollout, arm, Route(variant), self._conductor.tally(rollout.id, arm.name), behind)
 
     def answered(self, course: Course) -> None:
         """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
         part = course.part
         if part is not None:
             part.tally.answered(course.total_s)
+            if course.fell is not None:
+                _count_failure(part.tally, course.fell)
+                part.tally.retries += 1
             if course.variant is part.route.variant:
+                assert course.done is not None  # it was answered
+                if course.route is not part.route and not is_finite(course.done):  # else it was looked at
+                    part.tally.non_finite += 1
                 if part.rollout.fraction:
                     self._copy(part, course)
             else:  # another answered in its place: what it said says nothing of the arm
@@ -123,30 +139,16 @@ class Experiments:
         if self._keeps == "all" or (part is not None and self._keeps == "rollouts"):
             self._keep(part, course)
 
-    def failed(self, part: Part, error: ServiceError) -> None:
-        """Counts a request that got no answer; that of an assigned variant was counted as it fell through."""
-        part.tally.requests += 1
-        if part.is_assigned:
+    def failed(self, course: Course, part: Part, error: ServiceError) -> None:
+        """Counts a request that got no answer, unless it is one that nobody could compute."""
+        if isinstance(error, UncomputableError):
             return
-        if isinstance(error, DeadlineError | UnavailableError):
-            part.tally.misses += 1
-        else:
-            part.tally.errors += 1
-
-    def fell_through(self, part: Part, error: ServiceError | None) -> None:
-        """Counts a request that the assigned variant did not answer and the router's choice did, or will.
-
-        Args:
-            part: Its part.
-            error: What the variant ended in, or None when its answer held values that are not finite.
-        """
-        tally = part.tally
-        tally.retries += 1
-        if error is None:
-            tally.non_finite += 1
-        elif isinstance(error, DeadlineError):
-            tally.timeouts += 1
-        elif isinstance(error, UnavailableError):
+        tally, is_late = part.tally, isinstance(error, _LATE)
+        tally.requests += 1
+        if course.fell is not None:
+            _count_failure(tally, course.fell)
+            tally.misses += is_late and not isinstance(course.fell, UnavailableError)  # which counted as one
+        elif is_late:
             tally.misses += 1
         else:
             tally.errors += 1
@@ -237,6 +239,18 @@ class Experiments:
         agree = "true" if comparison.agreement == comparison.n else "false"
         recipe = candidate.variant.partition("@")[0]
         self._metrics.shadow_comparisons.labels(course.model.name, recipe, agree).inc()
+
+
+def _count_failure(tally: ArmTally, error: ServiceError) -> None:
+    """Counts why an arm's variant did not answer."""
+    if isinstance(error, NonFiniteError):
+        tally.non_finite += 1
+    elif isinstance(error, DeadlineError):
+        tally.timeouts += 1
+    elif isinstance(error, UnavailableError):
+        tally.misses += 1
+    else:
+        tally.errors += 1
 
 
 def is_finite(done: Completed) -> bool:

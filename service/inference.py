@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from service.course import Course, Listener, Part, Watch
-from service.errors import DeadlineError, InferenceError, ServiceError, UnavailableError
+from service.errors import DeadlineError, InferenceError, NonFiniteError, ServiceError, UnavailableError
 from service.experiments import Experiments, is_finite
 from service.fleet import Fleet
 from service.lag import LoopLag
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, NO_VARIANT, Metrics
 from service.protocol import InferRequest
-from service.router import Router
+from service.router import Route, Router
 from service.scheduler import Completed, Scheduler
 from service.transforming import Transforming
 
@@ -129,47 +129,47 @@ class Inference:
             return await self._run(course, route.variant, course.deadline)
         if self.experiments is not None and route.degraded_from is None:
             course.part = part = self.experiments.part(model, slo, parameters, route.variant)
-            if part is not None and part.is_assigned:
-                done = await self._ask_assigned(course, self.experiments, part, route.variant)
+            if part is not None and part.behind is not None:
+                done = await self._ask_arm(course, part, part.behind)
                 if done is not None:
                     return done
-                if part.route.variant is route.variant:
-                    error = InferenceError(f"{route.variant.key} did not answer.")
-                    course.route = route = self._router.elsewhere(
-                        model, route.variant, slo, request, course.deadline, error
-                    )
+        asked = course.route.variant
         try:
-            return await self._run(course, route.variant, course.deadline)
+            return await self._run(course, asked, course.deadline)
         except InferenceError as error:
-            course.suspects(route.variant, error)
-            course.route = self._router.elsewhere(model, route.variant, slo, request, course.deadline, error)
+            course.suspects(asked, error)
+            if course.part is not None and course.part.route.variant is asked:
+                course.fell = error
+            course.route = self._router.elsewhere(model, asked, slo, request, course.deadline, error)
             return await self._run(course, course.route.variant, course.deadline)
 
-    async def _ask_assigned(
-        self, course: Course, experiments: Experiments, part: Part, usual: LoadedVariant
-    ) -> Completed | None:
-        """What a rollout's variant says, or None when the router's choice has to answer in its place."""
-        slo, request, candidate = course.slo, course.request, part.route.variant
+    async def _ask_arm(self, course: Course, part: Part, behind: Route) -> Completed | None:
+        """What a rollout's variant says, or None when what is routed to now has to answer in its place."""
+        assert course.route is not None  # the router chose before
+        slo, request, usual, candidate = course.slo, course.request, course.route.variant, part.route.variant
         now = perf_counter()
-        reserve_s = _RESERVE * usual.predict_ms(request.rows) / 1e3
+        reserve_s = _RESERVE * behind.variant.predict_ms(request.rows) / 1e3
         deadline = course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
-        error: ServiceError | None = None
+        is_in_time = self._router.is_in_time(candidate, slo, request, deadline, now)
+        if candidate is usual and not is_in_time:
+            return None  # the router found it in time, if only just: who else could take over then
         try:
-            if candidate is not usual:  # which the router just found in time
-                if not candidate.breaker.allows(now):
-                    raise InferenceError(f"the circuit of {candidate.key} is open.")
-                if not self._router.is_in_time(candidate, slo, request, deadline, now):
-                    raise UnavailableError(f"{candidate.key} would be late.")
-                candidate.breaker.asked(now)
+            if not candidate.breaker.allows(now):
+                raise InferenceError(f"the circuit of {candidate.key} is open.")
+            if not is_in_time:
+                raise UnavailableError(f"{candidate.key} would be late.")
+            candidate.breaker.asked(now)
             done = await self._run(course, candidate, deadline)
-            if is_finite(done):
-                course.route = part.route
-                return done
-        except ServiceError as failure:
-            error = failure
-            course.suspects(candidate, failure)
-        experiments.fell_through(part, error)
-        return None
+            if not is_finite(done):
+                raise NonFiniteError(f"{candidate.key} answers values that are not finite.")
+        except ServiceError as error:
+            course.fell = error
+            course.suspects(candidate, error)
+            if candidate is usual:
+                course.route = behind
+            return None
+        course.route = part.route
+        return done
 
     def _run(self, course: Course, variant: LoadedVariant, deadline: float) -> Awaitable[Completed]:
         """Runs a request."""
@@ -231,7 +231,7 @@ class Inference:
         model, variant, tier = course.model, course.chosen, course.tier
         self.count_error(model, variant, tier, error, course.arm)
         if self.experiments is not None and course.part is not None:
-            self.experiments.failed(course.part, error)
+            self.experiments.failed(course, course.part, error)
         if variant is None:
             for refused in self.refusals:
                 refused(error, model.name, tier, course.request_id)

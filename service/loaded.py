@@ -290,8 +290,12 @@ class LoadedModel:
 
     @property
     def versions(self) -> list[str]:
-        """Names of the variants that answer: recipes in the card's order, without repetition."""
-        return list(dict.fromkeys(variant.name for variant in self.variants.values()))
+        """Names that variants answer to: recipes in the card's order, without repetition.
+
+        A recipe of which only another build is loaded than the one that its name stands for is none of them.
+        """
+        names = dict.fromkeys(variant.name for variant in self.variants.values())
+        return [name for name in names if name in self.variants]
 
     def allowed(self, now: float) -> list[Candidate]:
         """What the router may choose from without the variants whose circuit is open."""

@@ -181,6 +181,15 @@ class Metrics:
             self.rejected.labels(model, reason)
         for tier in tiers:
             self.deadline_missed.labels(model, tier)
+        self.watched(model, "candidate", ())  # a first candidate may break its budget before the next scrape
+
+    def watched(self, model: str, arm: str, guards: Iterable[str]) -> None:
+        """Makes the series of an arm's guards known at 0: a counter that begins at 1 never increased.
+
+        The failure budget of errors guards every arm.
+        """
+        for statistic in ("errors", *guards):
+            self.rollout_guard_breaches.labels(model, arm, statistic)
 
     def judged(self, model: str, figure: Mapping[str, Any]) -> None:
         """Notes what the evidence says of a guard, as a rollout's history keeps it."""

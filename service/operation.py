@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
+from service.access.principal import Principal
 from service.admin.app import PATHS, admin_app
 from service.admin.events import Changes
 from service.admin.opening import open_desk
@@ -75,6 +76,10 @@ class Operation:
         self._changes = Changes(lambda: documents(self._desk))
         self.access = self._desk.access
         self.app: Starlette = admin_app(self._desk, self._changes)
+
+    async def audit(self, who: Principal, what: str, target: str) -> None:
+        """Writes down a change that was made beside the admin API."""
+        await self._desk.audit(who, what, target, None, None)
 
     async def start(self) -> None:
         """Learns which rollouts run, and follows from then on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -19,7 +19,7 @@ from service.errors import (
     UnavailableError,
 )
 from service.fleet import Fleet
-from service.loaded import LoadedModel
+from service.loaded import LoadedModel, LoadedVariant
 from service.metadata import metadata
 from service.openapi import DocumentedModel, document
 from variants.document import DocumentError
@@ -57,6 +57,8 @@ class Repository:
                 handler = self._ready, "GET"
             case ["openapi.json"]:
                 handler = self._openapi, "GET"
+            case ["models", "stats"]:
+                handler = self._stats, "GET"
             case ["models", name, *rest]:
                 return self._model(scope, name, rest)
             case ["repository", "index"]:
@@ -108,10 +110,14 @@ class Repository:
             case ["ready"]:
                 return _model_ready(model)
             case ["stats"]:
-                entries = [variant.statistics.to_json(model.name, variant.name) for variant in pinned]
-                return {"model_stats": entries}
+                return {"model_stats": _statistics(model, pinned)}
             case _:
                 raise NotFoundError(f'unknown path below "{name}". GET /v2/openapi.json lists what exists.')
+
+    def _stats(self) -> dict[str, Any]:
+        models = self._fleet.models.values()
+        each = [_statistics(model, [model.variants[known] for known in model.versions]) for model in models]
+        return {"model_stats": [entry for entries in each for entry in entries]}
 
     def _index(self, body: bytes) -> list[dict[str, str]]:
         only_ready = _object(body).get("ready", False)
@@ -158,6 +164,10 @@ def _model_ready(model: LoadedModel) -> dict[str, Any]:
     if not model.variants:
         raise UnavailableError(f"{model.name} has no variant that serves. Look at the log.", "refused")
     return {"name": model.name, "ready": True}
+
+
+def _statistics(model: LoadedModel, variants: Iterable[LoadedVariant]) -> list[dict[str, Any]]:
+    return [variant.statistics.to_json(model.name, variant.name) for variant in variants]
 
 
 def _entry(name: str, version: str, state: str, reason: str) -> dict[str, str]:

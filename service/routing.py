@@ -305,7 +305,7 @@ def _refusal(
     return UnavailableError(
         f"what waits already takes {wait_ms:.0f} ms and this request {predicted_ms:.1f} ms as the host runs "
         f"now, more than the deadline of {deadline_ms:g} ms leaves. Try again after Retry-After.",
-        "capacity",
+        "capacity" if predicted_ms <= deadline_ms else "deadline",  # too slow now even where nothing waits
         wait_ms / 1e3,
     )
 

@@ -121,6 +121,8 @@ def test_tritonclient_finds_its_way_around(gateway: Gateway) -> None:
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     assert {entry["state"] for entry in client.get_model_repository_index()} == {"READY"}
     assert client.get_inference_statistics("digits", "fp32")["model_stats"][0]["version"] == "fp32"
+    everything = client.get_inference_statistics()["model_stats"]
+    assert {entry["version"] for entry in everything if entry["name"] == "digits"} == set(VARIANTS)
     client.load_model("digits")
     client.close()
 

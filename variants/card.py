@@ -73,6 +73,8 @@ class Card:
     def find(self, recipe: str, build: str | None = None) -> Entry:
         """The entry of an exact build, or the released build of a recipe, else its newest.
 
+        One that is retired is meant by its recipe only where there is no other.
+
         Raises:
             UnknownVariantError: There is none.
         """
@@ -81,7 +83,8 @@ class Card:
             wanted = recipe if build is None else f"{recipe}@{build}"
             known = ", ".join(entry.id.version for entry in self.entries) or "none"
             raise UnknownVariantError(f'{self.spec.model} has no variant "{wanted}". There are {known}.')
-        return next((e for e in reversed(matches) if e.life is Life.RELEASED), matches[-1])
+        lives = {e.life: e for e in matches}  # the newest of each
+        return lives.get(Life.RELEASED) or lives.get(Life.CANDIDATE) or matches[-1]
 
     def with_entry(self, entry: Entry) -> Card:
         """The card with this entry added, or put in the place of the same build's."""

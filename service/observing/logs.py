@@ -26,6 +26,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 _ROOT_LEVEL = logging.WARNING
 _REQUESTS = "mipgate.requests"
+_AUDIT = "mipgate.audit"
 # Loggers that BentoML gives handlers of their own.
 _HANDLED_ELSEWHERE = ("bentoml", "circus", "uvicorn.error")
 # What tells one decision from another beside its event.
@@ -109,7 +110,10 @@ class RequestLog:
 
 
 class _BurstFilter(logging.Filter):
-    """Leaves out what comes too often; lines of requests were asked before they were made."""
+    """Leaves out what comes too often; lines of requests were asked before they were made.
+
+    An audit's lines all come.
+    """
 
     def __init__(self, bursts: Bursts) -> None:
         super().__init__()
@@ -117,7 +121,7 @@ class _BurstFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is written."""
-        if record.name in (_REQUESTS, log.name):
+        if record.name in (_REQUESTS, log.name, _AUDIT):
             return True
         left_out = self._bursts.admit((record.name, record.levelno, *_kind(record.msg)))
         record.left_out = left_out or 0

@@ -12,6 +12,7 @@ import numpy as np
 BUCKETS_PER_OCTAVE = 32
 _SHORTEST_S = 1e-6
 _LAST = 30 * BUCKETS_PER_OCTAVE - 1
+_MOST_APART = 10_000  # latencies that wait for their buckets: many at once take a fraction of the time
 # What stands for a difference without a bound: JSON has no infinity.
 UNBOUNDED = 1e300
 
@@ -223,8 +224,8 @@ class ArmTally:
     Its counts are plain attributes: `tally.errors += 1`.
     """
 
-    __slots__ = ("_seconds", "comparisons", "errors", "feedback", "misses", "non_finite", "requests",
-                 "retries", "timeouts")  # fmt: skip
+    __slots__ = ("_latency", "_seconds", "comparisons", "errors", "feedback", "misses", "non_finite",
+                 "requests", "retries", "timeouts")  # fmt: skip
 
     def __init__(self) -> None:
         self._clear()
@@ -232,6 +233,7 @@ class ArmTally:
     def _clear(self) -> None:
         self.requests = self.errors = self.timeouts = self.non_finite = self.retries = self.misses = 0
         self._seconds: list[float] = []
+        self._latency = Histogram()
         self.comparisons = Comparisons()
         self.feedback = Feedback()
 
@@ -239,13 +241,20 @@ class ArmTally:
         """Counts a request that was answered so long after its arrival."""
         self.requests += 1
         self._seconds.append(seconds)
+        if len(self._seconds) == _MOST_APART:  # nobody takes them while the database is away
+            self._fold()
 
     def compared(self, comparison: Comparisons) -> None:
         """Counts a copy that was compared."""
         self.comparisons = self.comparisons.merged(comparison)
 
+    def _fold(self) -> None:
+        self._latency = self._latency.merged(Histogram.of(self._seconds))
+        self._seconds = []
+
     def take(self) -> ArmEvidence:
         """What was collected since the last time, which begins anew."""
+        self._fold()
         taken = ArmEvidence(
             self.requests,
             self.errors,
@@ -253,7 +262,7 @@ class ArmTally:
             self.non_finite,
             self.retries,
             self.misses,
-            Histogram.of(self._seconds),
+            self._latency,
             self.comparisons,
             self.feedback,
         )

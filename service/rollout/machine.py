@@ -92,7 +92,7 @@ def _initializing(rollout: Rollout, observation: Observation, now: float) -> Tra
         reason = f"all arms are loaded; {_shared(begun)}"
         return change(begun, now, reason, phase=Phase.PROGRESSING, entered=now, deadline=now + left_s)
     if now >= rollout.deadline:
-        return send_back(rollout, Phase.INCONCLUSIVE, now, "not every worker loaded all arms in time")
+        return send_back(rollout, Phase.INCONCLUSIVE, now, "not all arms were loaded in time")
     return None
 
 

@@ -34,7 +34,7 @@ from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import Metrics
 from service.pace import DevicePace, Pace
 from service.protocol import InferRequest
-from service.rollout.evidence import ArmTally, Feedback
+from service.rollout.evidence import ArmEvidence, ArmTally, Feedback
 from service.rollout.rollout import CANDIDATE, PRIMARY, Arm, Kind, Phase, Rollout
 from service.scheduler import Limits, Scheduler
 from service.state.sealed import Served
@@ -74,6 +74,12 @@ def test_what_was_never_built_is_not_found_and_what_is_lost_may_come_back(model:
             with pytest.raises(error, match=r"quantize\. Use another") as caught:
                 asked.pinned(version)
             assert ("is not built" in str(caught.value)) == failed
+
+
+def test_a_recipe_whose_own_build_is_not_loaded_is_no_name_of_an_other(model: LoadedModel) -> None:
+    variants = {name: each for name, each in model.variants.items() if name != "int8-static"}
+    asked = dataclasses.replace(model, variants=variants)
+    assert set(asked.versions) == {name for name in model.versions if name != "int8-static"}
 
 
 @asynccontextmanager
@@ -396,6 +402,106 @@ def test_a_broken_candidate_costs_one_retry_and_no_caller_an_error(
             counted = {"errors": tally.errors, "nan": tally.non_finite, "hangs": tally.timeouts}
             assert counted[damage] == 1
             assert sum(counted.values()) == 1
+            candidate.breaker.answered()
+
+    on_loop(scenario)
+
+
+def named(primary: LoadedVariant, candidate: LoadedVariant, weight: float) -> Rollout:
+    """A rollout whose primary is a variant of its own, and not whatever the router chooses."""
+    arms = Arm(PRIMARY, primary.version, 100 - weight), Arm(CANDIDATE, candidate.version, weight, weight)
+    return dataclasses.replace(rollout(candidate), arms=arms, keeps_primary=True)
+
+
+@pytest.mark.parametrize("arm", [PRIMARY, CANDIDATE])
+def test_an_arm_that_is_the_routers_choice_has_all_of_the_callers_time(
+    fleet: Fleet, model: LoadedModel, arm: str
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            other = other_than(model, usual)
+            known = Known(named(usual, other, 0.0) if arm == PRIMARY else named(other, usual, 100.0))
+            joined(serving, known)
+            serving.scheduler._busy_until = perf_counter() + 1.7
+            asking = asyncio.create_task(ask(serving, model, request(), max_latency_ms=2000.0))
+            await asyncio.sleep(1.8)
+            serving.scheduler._busy_until = None
+            serving.scheduler._dispatch(asyncio.get_running_loop())
+            outcome = await asking
+            assert (outcome.arm, outcome.variant) == (arm, usual)
+            tally = known.tallies[arm]
+            assert (tally.requests, tally.timeouts, tally.misses, tally.retries) == (1, 0, 0, 0)
+
+    on_loop(scenario)
+
+
+def test_what_is_late_in_the_routers_own_choice_is_late_and_no_failure_of_the_arm(
+    fleet: Fleet, model: LoadedModel
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            known = Known(named(usual, other_than(model, usual), 0.0))
+            joined(serving, known)
+            serving.scheduler._busy_until = perf_counter()
+            with pytest.raises(DeadlineError):
+                await ask(serving, model, request(), max_latency_ms=100.0)
+            serving.scheduler._busy_until = None
+            tally = known.tallies[PRIMARY]
+            assert (tally.requests, tally.misses, tally.timeouts, tally.errors) == (1, 1, 0, 0)
+
+    on_loop(scenario)
+
+
+def test_answers_that_are_not_finite_are_the_primarys_to_give(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            other = other_than(model, usual)
+            monkeypatch.setattr(usual, "run", nan(usual))
+            known = Known(named(usual, other, 0.0))
+            joined(serving, known)
+            assert (await ask(serving, model, request())).variant is usual
+            assert known.tallies[PRIMARY].non_finite == 1
+            known = Known(named(other, usual, 100.0))  # now it is the candidate, and the primary takes over
+            joined(serving, known)
+            assert (await ask(serving, model, request())).variant is other
+            assert (known.tallies[CANDIDATE].non_finite, known.tallies[CANDIDATE].retries) == (1, 1)
+
+    on_loop(scenario)
+
+
+def test_what_nobody_can_compute_counts_against_no_arm(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = request(seed=7)
+
+    def refusing(run: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+        def raises(inputs: Any) -> list[Array]:
+            if (inputs["image"] == bad.inputs["image"][0]).all(axis=1).any():
+                raise RuntimeError("this row is too much")
+            return run(inputs)
+
+        return raises
+
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            candidate = other_than(model, usual)
+            known = Known(rollout(candidate))
+            joined(serving, known)
+            own = {variant: variant.run for variant in model.variants.values()}
+            for variant, run in own.items():
+                monkeypatch.setattr(variant, "run", refusing(run))
+            with pytest.raises(UncomputableError):
+                await ask(serving, model, bad)
+            assert known.tallies[CANDIDATE].take() == ArmEvidence()
+            monkeypatch.setattr(usual, "run", own[usual])
+            assert (await ask(serving, model, bad)).variant is usual
+            assert (known.tallies[CANDIDATE].requests, known.tallies[CANDIDATE].errors) == (1, 1)
             candidate.breaker.answered()
 
     on_loop(scenario)

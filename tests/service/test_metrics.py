@@ -130,6 +130,11 @@ def test_rare_counters_of_a_model_start_at_zero(metrics: Metrics, registry: Coll
     for reason in REASONS:
         assert f'mipgate_rejected_total{{model="digits",reason="{reason}"}} 0.0' in scraped
     assert 'mipgate_deadline_missed_total{model="digits",tier="fast"} 0.0' in scraped
+    metrics.watched("digits", "candidate 2", ["p99"])
+    scraped = generate_latest(registry).decode()
+    for arm, guard in (("candidate", "errors"), ("candidate 2", "errors"), ("candidate 2", "p99")):
+        labels = f'{{arm="{arm}",model="digits",statistic="{guard}"}}'
+        assert f"mipgate_rollout_guard_breaches_total{labels} 0.0" in scraped
 
 
 def test_the_gauges_of_a_living_worker_stay(tmp_path: Path) -> None:

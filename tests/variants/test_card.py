@@ -39,6 +39,12 @@ def test_without_a_released_build_it_means_the_newest(life: Life) -> None:
     assert card(entry("fp16", OLD, life), entry("fp16", NEW, life)).find("fp16").id.build == NEW
 
 
+def test_a_retired_build_is_meant_only_where_there_is_no_other() -> None:
+    of = card(entry("fp16", OLD, Life.CANDIDATE), entry("fp16", NEW, Life.RETIRED))
+    assert of.find("fp16").id.build == OLD
+    assert of.find("fp16", NEW).id.build == NEW
+
+
 @pytest.mark.parametrize(("recipe", "build"), [("int9", None), ("fp16", NEW), ("fp", None), ("", None)])
 def test_an_unknown_variant_says_what_there_is(recipe: str, build: str | None) -> None:
     with pytest.raises(UnknownVariantError, match=f"There are fp32@{OLD}, fp16@{OLD}"):

@@ -49,6 +49,22 @@ def test_keys_reach_every_worker_and_streams_do_not_keep_it_from_stopping(homes:
         assert within(5, lambda: statuses(gateway, web["key"]) == {200})
         assert within(5, lambda: statuses(gateway, "wrong") == {401})
         assert statuses(gateway, web["key"], "/admin/audit") == {403}
+        body = {"name": "slow", "role": "infer", "rate_per_s": 1}
+        slow = httpx.post(f"{gateway.url}/admin/keys", json=body, headers=root, timeout=30).json()
+        assert within(5, lambda: 401 not in statuses(gateway, slow["key"]))
+        asked = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}]}
+        path, with_slow = f"{gateway.url}/v2/models/digits/infer", {"authorization": f"Bearer {slow['key']}"}
+        assert 429 in {
+            httpx.post(path, json=asked, headers=with_slow, timeout=30).status_code for _ in range(8)
+        }
+        counted = 'mipgate_rejected_total{model="digits",reason="rate_limit"} '
+        scraped = httpx.get(f"{gateway.url}/metrics", timeout=30).text
+        assert float(scraped.partition(counted)[2].partition("\n")[0]) >= 1
+        path = f"{gateway.url}/v2/repository/models/digits/load"
+        assert httpx.post(path, headers=root, timeout=60).status_code == 200
+        newest = httpx.get(f"{gateway.url}/admin/audit", headers=root, timeout=30).json()[0]
+        assert (newest["what"], newest["target"]) == ("load model", "digits")
+        assert "root" in newest["who"]
         httpx.delete(f"{gateway.url}/admin/keys/{web['id']}", headers=root, timeout=30)
         assert within(5, lambda: statuses(gateway, web["key"]) == {401})
         live = httpx.get(f"{gateway.url}/admin/models/digits/live", headers=root, timeout=30).json()
@@ -70,7 +86,8 @@ def test_what_goes_past_the_data_plane_is_admitted_and_bounded(homes: Homes) -> 
     secret = "a-secret-of-the-operator"
     bring = {"authorization": f"Bearer {secret}"}
     body = {"model": "digits", "inputs": {"image": [[0.0] * 64]}}
-    with running(homes, MIPGATE_ADMIN_KEY=secret, MIPGATE_MAX_BODY_BYTES="100000") as gateway:
+    bounds = {"MIPGATE_MAX_BODY_BYTES": "100000", "MIPGATE_MAX_JSON_BYTES": "50000"}
+    with running(homes, MIPGATE_ADMIN_KEY=secret, **bounds) as gateway:
         for path in ("/predict", "/predict%0A"):
             url = gateway.url + path
             assert httpx.post(url, json=body, timeout=30).status_code == 401
@@ -79,6 +96,10 @@ def test_what_goes_past_the_data_plane_is_admitted_and_bounded(homes: Homes) -> 
         json_too = bring | {"content-type": "application/json"}
         url = f"{gateway.url}/predict"
         assert httpx.post(url, content=chunks, headers=json_too, timeout=30).status_code == 200
+        much = body | {"inputs": {"image": [[0.0] * 64] * 200}}
+        refused = httpx.post(url, json=much, headers=bring, timeout=30)
+        assert refused.status_code == 413
+        assert "MIPGATE_MAX_JSON_BYTES" in refused.text
         endless_body = (b" " * 5000 for _ in range(1000))
         assert httpx.post(url, content=endless_body, headers=json_too, timeout=30).status_code == 413
         assert answer(gateway.port, b"GET /" + b"y" * 65536).startswith(b"HTTP/1.1 431")

@@ -197,6 +197,12 @@ def test_loggers_of_the_standard_library_cannot_flood_either(written: Written, c
     assert written.lines[-1]["left_out"] == 97
 
 
+def test_no_line_of_an_audit_is_left_out(written: Written) -> None:
+    for number in range(100):
+        logging.getLogger("mipgate.audit").info("%s: release %d", "key root", number)
+    assert len(written.lines) == 100
+
+
 def test_when_a_burst_is_over_its_number_is_told(written: Written, clock: Clock) -> None:
     for _ in range(10):
         requests(written).served(course(error=UnavailableError("full. Wait.")))

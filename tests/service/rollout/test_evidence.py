@@ -90,6 +90,15 @@ def test_a_tally_begins_anew_when_it_is_taken() -> None:
     assert taken.latency.total == 1
 
 
+def test_a_tally_that_nobody_takes_does_not_grow() -> None:
+    tally, seconds = ArmTally(), [0.001 * (1 + number % 7) for number in range(25_000)]
+    for each in seconds:
+        tally.answered(each)
+    assert len(tally._seconds) < 10_000
+    assert tally.take().latency == Histogram.of(seconds)
+    assert tally.take() == ArmEvidence()
+
+
 def test_only_whole_buckets_below_a_limit_are_within_it() -> None:
     histogram = Histogram({bucket(0.001): 3, bucket(0.02): 4, bucket(0.5): 5})
     assert histogram.within(0.01) == 3
