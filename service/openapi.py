@@ -121,6 +121,11 @@ def _server_paths() -> Schema:
         "/v2/health/ready": {
             "get": _operation("ready", "Whether any model can serve.", _json("Ready"), (*_OPEN, 503))
         },
+        "/v2/models/stats": {
+            "get": _operation(
+                "stats_all", "Triton's statistics of all models.", _json("ModelStatistics"), _READ
+            )
+        },
         "/v2/openapi.json": {"get": _operation("openapi", "This document.", _json("OpenApi"), _READ)},
     }
 

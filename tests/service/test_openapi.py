@@ -71,7 +71,7 @@ def test_it_is_a_valid_document_whatever_is_loaded(models: list[DocumentedModel]
     whole = orjson.loads(orjson.dumps(document(models)))
     schema = schemathesis.openapi.from_dict(whole)
     schema.validate()
-    assert len([operation.ok() for operation in schema.get_all_operations()]) == 15
+    assert len([operation.ok() for operation in schema.get_all_operations()]) == 16
     for reference in references(whole):
         assert resolve(reference, whole)
 
@@ -84,6 +84,7 @@ def test_it_names_every_path_of_the_protocol() -> None:
         ("get", "/v2"),
         ("get", "/v2/health/live"),
         ("get", "/v2/health/ready"),
+        ("get", "/v2/models/stats"),
         ("get", "/v2/openapi.json"),
         *[("get", f"{path}{of}") for path in (model, variant) for of in ("", "/ready", "/stats")],
         *[("post", f"{path}/infer") for path in (model, variant)],
