@@ -79,7 +79,7 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
         drop_of_all = judge.drop(every)
         if drop_of_all <= settings.max_drop:
             return _noted(every, drop_of_all, {}, 0)
-        few = calibrated.rows.take(slice(0, settings.ranking_rows))
+        few = calibrated.rows.spread(settings.ranking_rows)
         candidates = self._candidates(calibrated)
         sensitivity: dict[str, float] = {}
         for index, name in enumerate(candidates):
@@ -102,7 +102,8 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
         return {**facts, "measure": judge.measure, "drop": drop, **note(after, NAME)}
 
     def _judge(self, model: OnnxModel, context: PassContext) -> _Judge:
-        rows = context.splits.validation.take(slice(0, self.settings.validation_rows))
+        validation = context.splits.validation
+        rows = validation.spread(self.settings.validation_rows or len(validation))
         return _Judge(rows, _answers(model, rows), context.quality)
 
     def _candidates(self, calibrated: Calibrated) -> list[str]:

@@ -160,6 +160,9 @@ def narrowed(model: TorchModel, split: Split, groups: Sequence[ChannelGroup], wi
         split: Where example rows come from.
         groups: The ranked groups of `survey`.
         widths: What is left of each; groups that are not named keep theirs.
+
+    Raises:
+        PassRefusedError: The library removes others than it was told to.
     """
     copied = traceable(model)
     module = copied.module
@@ -169,8 +172,14 @@ def narrowed(model: TorchModel, split: Split, groups: Sequence[ChannelGroup], wi
     for group in groups:
         if removed := group.removed(widths.get(group.name, group.width)):
             layer = module.get_submodule(group.name)
-            prune = graph.get_pruner_of_module(layer).prune_out_channels
-            graph.get_pruning_group(layer, prune, idxs=removed).prune()
+            pruner = graph.get_pruner_of_module(layer)
+            kept = pruner.get_out_channels(layer) - len(removed)
+            graph.get_pruning_group(layer, pruner.prune_out_channels, idxs=removed).prune()
+            if (left := pruner.get_out_channels(layer)) != kept:
+                raise PassRefusedError(
+                    f"torch-pruning leaves {left} channels of {group.name} where {kept} were to stay: it "
+                    "cannot follow how they are taken apart. Name the layer in `ignore`."
+                )
     learned = {name: weight.requires_grad for name, weight in model.module.named_parameters()}
     for name, weight in module.named_parameters():
         weight.grad = None
@@ -264,20 +273,34 @@ def _layer_costs(
     return costs
 
 
+_RESHAPES = frozenset({"view", "reshape", "unflatten"})
+_TAKEN_APART = frozenset({"chunk", "split", "tensor_split", "unbind", "__getitem__"})
+_MIXES = frozenset({"linear", "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
+
+
 def _layers_cut_into_heads(module: nn.Module, examples: tuple[Tensor, ...]) -> set[nn.Module]:
-    """Layers whose output channels are reshaped into several axes at once."""
+    """Layers whose output channels are reshaped into several axes, be they taken apart or scaled before."""
     made: dict[int, tuple[nn.Module, Tensor]] = {}
     cut: set[nn.Module] = set()
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
             result = function(*args, **(kwargs or {}))
-            reshapes = getattr(function, "__name__", "") in ("view", "reshape", "unflatten")
-            if reshapes and args and id(args[0]) in made:
-                layer, given = made[id(args[0])]
+            name = getattr(function, "__name__", "")
+            known = next((made[id(each)] for each in args if id(each) in made), None)
+            if known is None:
+                return result
+            layer, given = known
+            if name in _RESHAPES:
                 axis = -1 if isinstance(layer, nn.Linear) else 1
                 if result.ndim > given.ndim and result.shape[axis] != given.shape[axis]:
                     cut.add(layer)
+            elif name in _TAKEN_APART:
+                for part in result if isinstance(result, tuple | list) else (result,):
+                    if isinstance(part, Tensor):
+                        made[id(part)] = layer, part
+            elif name not in _MIXES and isinstance(result, Tensor) and result.shape == given.shape:
+                made[id(result)] = layer, result  # channel for channel, as a factor or an activation
             return result
 
     def record(layer: nn.Module, _: object, output: Tensor) -> None:

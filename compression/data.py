@@ -50,6 +50,10 @@ class Split:
         labels = None if self.labels is None else self.labels[rows]
         return Split({name: array[rows] for name, array in self.inputs.items()}, labels)
 
+    def spread(self, count: int) -> Split:
+        """So many rows, or all, taken evenly from the whole: the first alone may be of one kind."""
+        return self.take(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)))
+
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """The inputs in consecutive batches of at most `size` rows."""
         for start in range(0, len(self), size):
@@ -134,4 +138,5 @@ def divided(rows: Split, seed: int = 0) -> Splits:
     order = np.random.default_rng(seed).permutation(count)
     sizes = (min(int(count * _CALIBRATION), _MOST_CALIBRATION), int(count * _VALIDATION), int(count * _TEST))
     calibration, validation, test, train = np.split(order, np.cumsum(sizes))
-    return Splits(*(rows.take(np.sort(part)) for part in (train, calibration, validation, test)))
+    # Shuffled, as dealt: passes that take the first rows of a split see all kinds.
+    return Splits(*(rows.take(part) for part in (train, calibration, validation, test)))

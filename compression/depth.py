@@ -90,7 +90,7 @@ class DepthPruning(Pass[DepthPruningSettings, TorchModel, TorchModel]):
         settings = self.settings
         shallow = TorchModel(copy.deepcopy(model.module).eval(), model.signature)
         blocks = skippable_blocks(shallow, context.splits.train, settings.blocks)
-        rows = [context.splits.validation.take(slice(0, settings.rows))]
+        rows = [context.splits.validation.spread(settings.rows)]
         self._judged = []
         for number in range(settings.remove):
             context.report(f"choosing block {number + 1}/{settings.remove}", number / settings.remove)

@@ -18,8 +18,9 @@ from compression.signature import Signature, TensorSpec
 
 # The newest opset that the exporter writes without a version conversion; onnxruntime and OpenVINO take it.
 OPSET = 18
-# An example of one row would make the exporter believe that the batch is always one.
-EXAMPLE_LENGTH = 2
+# An example of one row would make the exporter believe that the batch is always one. What takes no input so
+# short, a wide kernel or several poolings, is tried with longer ones.
+EXAMPLE_LENGTHS = (2, 32, 256, 4096)
 
 _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -176,13 +177,36 @@ def _symbolic(spec: TensorSpec) -> dict[int, str]:
 
 
 def example_inputs(signature: Signature, module: nn.Module) -> tuple[Tensor, ...]:
-    """Ones of the inputs' dtypes, on the module's device, with symbolic axes of different lengths."""
+    """Ones of the inputs' dtypes, on the module's device, with symbolic axes of different lengths.
+
+    They are the shortest of `EXAMPLE_LENGTHS` that the module takes; the batch has the first.
+    """
+    first, *longer = EXAMPLE_LENGTHS
+    inputs = _ones(signature, module, first)
+    if any(_symbolic(spec).keys() - {0} for spec in signature.inputs):
+        for length in longer:
+            if _takes(module, inputs):
+                break
+            inputs = _ones(signature, module, length)
+        else:  # none of them: with the shortest it says most plainly why
+            inputs = inputs if _takes(module, inputs) else _ones(signature, module, first)
+    return inputs
+
+
+def _takes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    except Exception:  # whatever a module says to what is too short
+        return False
+    return True
+
+
+def _ones(signature: Signature, module: nn.Module, length: int) -> tuple[Tensor, ...]:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    axes = dict.fromkeys(
-        (axis for spec in signature.inputs for axis in _symbolic(spec).values()), EXAMPLE_LENGTH
-    )
+    axes = dict.fromkeys(axis for spec in signature.inputs for axis in _symbolic(spec).values())
     # Two axes of one length would be taken for one and the same.
-    lengths = {axis: length + index for index, (axis, length) in enumerate(axes.items())}
+    lengths = {axis: length + index for index, axis in enumerate(axes)} | {"batch": EXAMPLE_LENGTHS[0]}
     return tuple(
         torch.ones(
             [lengths[axis] if isinstance(axis, str) else axis for axis in spec.shape],

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import onnx
+import torch
 from torch import nn
 
 from compression.signature import Signature
+
+# Torch's encoder layers would read the weights of their parts and call none of them: what is to be counted,
+# watched or replaced has to be called.
+torch.backends.mha.set_fastpath_enabled(False)
 
 
 class Form(StrEnum):

@@ -124,7 +124,7 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
             BrokenPromiseError: It is not as accurate as it has to be whatever returns to float32.
         """
         named = _named(model)
-        rows = context.splits.validation.take(slice(0, PROBE_ROWS))
+        rows = context.splits.validation.spread(PROBE_ROWS)
         self._returned = []
         for number in range(MOST_RETURNED + 1):
             half = self._converted(named)
@@ -168,10 +168,11 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
         """What is less accurate than it has to be, or None."""
         settings, validation = self.settings, context.splits.validation
         # Processors that compute float16 in float32 keep values that are lost on those that do not.
-        errors = tensor_errors(before, after, validation.take(slice(0, PROBE_ROWS)))
+        errors = tensor_errors(before, after, validation.spread(PROBE_ROWS))
         if lost := [name for name, error in errors.items() if error == math.inf]:
             return f'"{lost[0]}" leaves the range of float16'
-        was, now = (infer(model, validation, settings.rows) for model in (before, after))
+        rows = validation.spread(settings.rows)
+        was, now = (infer(model, rows, len(rows)) for model in (before, after))
         for spec, ours, theirs in zip(after.signature.outputs, was, now, strict=True):
             error = difference(ours, theirs)
             if not error <= settings.tolerance:
@@ -180,7 +181,7 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
             return None
         quality = context.quality
         assert quality is not None  # `requires` asked
-        drop = 1.0 - quality(now, was, validation.take(slice(0, settings.rows)).labels)
+        drop = 1.0 - quality(now, was, rows.labels)
         return None if drop <= settings.max_drop else f"the metric loses {drop:.4f} of its value in float16"
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
@@ -197,8 +198,8 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
             raise BrokenPromiseError(f"the ends of the graph changed: {error}") from error
         if problem := self._problem(before, after, context):
             raise BrokenPromiseError(f"{problem}. Add the operators before it to keep_float32.")
-        validation, rows = context.splits.validation, self.settings.rows
-        was, now = (infer(model, validation, rows) for model in (before, after))
+        rows = context.splits.validation.spread(self.settings.rows)
+        was, now = (infer(model, rows, len(rows)) for model in (before, after))
         return {
             "float16_weights": stored["float16"],
             "float32_weights": stored.get("float32", 0),

@@ -96,7 +96,7 @@ class QuantizationAwareTraining(Pass[QatSettings, TorchModel, OnnxModel]):
         rules = Rules(settings.learned_step, _activation_rule(settings))
         student = TorchModel(prepare(_graph(graph), rules), model.signature)
         # Ranges begin with the extremes of the calibration split.
-        predict(student, context.splits.calibration.take(slice(0, settings.rows)))
+        predict(student, context.splits.calibration.spread(settings.rows))
         watch(student.module, False)
         objective = (
             teacher_objective(context, settings.temperature, settings.teacher)

@@ -246,7 +246,7 @@ class Calibrated:
         self.graph = prepared(model)
         self.excluded = names_of(self.graph, settings.exclude_nodes)
         context.report("calibrating", 0.0)
-        self.rows = context.splits.calibration.take(slice(0, settings.rows))
+        self.rows = context.splits.calibration.spread(settings.rows)
         self._scheme = settings.scheme
         tensors = touched(self.graph, self._scheme.operators)
         self._ranges = settings.calibrator.ranges(self.graph, tensors, self.rows)

@@ -146,7 +146,7 @@ class _Search:
         train, calibration = self.context.splits.train, self.context.splits.calibration
         cut = narrowed(self.model, train, self.survey.groups, widths)
         rows = self.settings.recalibration
-        return recalibrated(cut, calibration.take(slice(0, rows))) if rows else cut
+        return recalibrated(cut, calibration.spread(rows)) if rows else cut
 
     def judge(self, widths: Widths) -> list[float]:
         """Loss on each fold."""

@@ -99,7 +99,7 @@ class Fuse(Pass[FuseSettings, TorchModel, TorchModel]):
         norms = _normalizations(before.module) - _normalizations(after.module)
         if norms <= 0:
             raise BrokenPromiseError("no batch normalization was folded. Leave fuse out.")
-        rows = context.splits.validation.take(slice(0, self.settings.rows))
+        rows = context.splits.validation.spread(self.settings.rows)
         worst = 0.0
         for spec, was, now in zip(
             after.signature.outputs, predict(before, rows), predict(after, rows), strict=True

@@ -76,7 +76,7 @@ class SmoothQuant(Int8Pass[SmoothQuantSettings]):
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:
         """Returns the smoothed graph with integer matrix products."""
         settings = self.settings
-        rows = context.splits.calibration.take(slice(0, settings.rows))
+        rows = context.splits.calibration.spread(settings.rows)
         ready = prepared(model)
         excluded = names_of(ready, settings.exclude_nodes)
         context.report("smoothing", 0.0)

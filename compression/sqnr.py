@@ -141,8 +141,9 @@ def _weight(of: _Weighted, values: Mapping[str, Array]) -> Array:
 
 
 def _like(weight: Array, reference: Array) -> Array | None:
-    """The weight as the reference lays it out, None when it is another."""
-    for candidate in (weight, weight.T):
-        if candidate.shape == reference.shape:
-            return candidate
-    return None
+    """The weight as the reference lays it out, None when it is another.
+
+    A square one fits both ways: it is meant in the way that is nearer.
+    """
+    fitting = [candidate for candidate in (weight, weight.T) if candidate.shape == reference.shape]
+    return min(fitting, key=lambda each: float(np.square(each - reference).sum()), default=None)

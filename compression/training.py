@@ -223,7 +223,7 @@ class _Rows:
         for start in range(0, self.count, size):
             rows = order[start : start + size]
             # Batch normalization has no variance over a single row: leave a last such batch out.
-            if len(rows) > 1 or self.count == 1:
+            if len(rows) > 1 or size == 1 or self.count == 1:
                 yield self.batch(rows)
 
 
@@ -365,7 +365,9 @@ def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
 
 def lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
     """Lays a module's four-dimensional weights out in memory as told, in place."""
-    module.to(memory_format=memory_format)  # type: ignore[call-overload]  # missing from torch's stubs
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=memory_format)
 
 
 def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:

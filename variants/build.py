@@ -32,12 +32,14 @@ from variants.catalog import (
 from variants.distributions import Distributions, distributions, of_answers, of_inputs
 from variants.home import subfolder
 from variants.host import Host
+from variants.labels import NAME as LABELS
 from variants.profiler import Bench, Measurements, profile_variants
 from variants.profiling import predict
 from variants.progress import Reporter, for_task
 from variants.runtime import open_session, reference_runtime
 from variants.samples import read_split
 from variants.scorecard import Scorecard
+from variants.serving_spec import ServingSpec
 from variants.store import CatalogError, DamagedArtifactError, sha256
 from variants.transforms import open_transforms
 from variants.variant import Life, Status, Variant, VariantId
@@ -105,6 +107,7 @@ def build(
         prepared = _prepare(job, progress)
         builds = _Builds(job, prepared, catalog, folder, progress, timeout_s)
         with catalog.build_lock(prepared.spec.model):
+            _require_same_requests(_card_in_force(catalog, prepared.spec.model), prepared.spec)
             builds.run(jobs, threads=max(1, host.cores // jobs))
             try:
                 card = _publish_card(catalog, prepared, builds, host, folder, profiled)
@@ -236,6 +239,23 @@ def _card_in_force(catalog: Catalog, model: str) -> Card | None:
         return catalog.card(model)
     except CatalogError:  # not registered, or no card of it is intact: start anew
         return None
+
+
+def _require_same_requests(card: Card | None, spec: ServingSpec) -> None:
+    """Refuses to build beside released variants what reads other requests: all of a model read the same.
+
+    Raises:
+        BuildError: They differ in signature, or in the transform before the model.
+    """
+    if card is None or not card.is_released:
+        return
+    ours, theirs = ([t for t in each.transforms if t.name != LABELS] for each in (spec, card.spec))
+    if spec.signature != card.spec.signature or ours != theirs:
+        what = "the transform before them" if spec.signature == card.spec.signature else "their signature"
+        raise BuildError(
+            f"{what} is another than that of {spec.model}'s released variants, which could not answer any "
+            "more. Give the model another name, or take those out of traffic first: `mipgate retire`."
+        )
 
 
 def _with_entries(card: Card, prepared: Prepared, builds: _Builds) -> Card:

@@ -13,7 +13,7 @@ from variants.confusion import Cells, confusion
 from variants.metrics import Metric, find_metric
 from variants.profile import Quality
 from variants.quality import agreement, estimate, judged_by, max_abs_error, truth
-from variants.robustness import DISTURBED_ROWS, Disturbed, Robustness, disturbed_pictures, spread_rows
+from variants.robustness import DISTURBED_ROWS, Disturbed, Robustness, disturbed_pictures
 from variants.samples import read_golden, write_golden
 
 Answers = dict[str, Array]
@@ -108,7 +108,7 @@ def _robustness(
     validation: Split,
     disturbed: Sequence[Disturbed],
 ) -> list[Robustness]:
-    rows = spread_rows(validation, DISTURBED_ROWS)
+    rows = validation.spread(DISTURBED_ROWS)
     every = [*disturbed, *disturbed_pictures(rows)]
     if not every:
         return []

@@ -195,16 +195,30 @@ def _among_top(outputs: Outputs, labels: Array) -> Floats:
 def _class_counts(outputs: Outputs, labels: Array) -> tuple[Floats, Floats, Floats]:
     """Per row `(rows, classes)`: how often a class is the label, is answered, and is both.
 
-    Labels outside the classes, such as the 255 of unlabelled pixels, are left out.
+    Of pixels and the like, labels outside the classes are left out, such as 255 for what is not labelled. A
+    row's only label has to be a class: answers that are classes themselves may be any integers.
+
+    Raises:
+        MetricError: A row's label is none of the classes that are scored.
     """
     output = first_output(outputs)
     answers = predicted_classes(output, labels.shape).reshape(len(labels), -1)
     truth = labels.astype(np.int64).reshape(len(labels), -1)
-    if _is_classes(output):
+    is_dense = truth.shape[1] > 1
+    if not _is_classes(output):
+        classes = output.shape[class_axis(output.shape, labels.shape)]
+    elif is_dense:
         classes = int(max(answers.max(), truth.max())) + 1
     else:
-        classes = output.shape[class_axis(output.shape, labels.shape)]
+        numbers, places = np.unique(np.stack([truth, answers]), return_inverse=True)
+        truth, answers = places.reshape(2, *truth.shape)
+        classes = len(numbers)
     known = (truth >= 0) & (truth < classes)
+    if not is_dense and not known.all():
+        raise MetricError(
+            f"label {truth[~known][0]} is none of the {classes} classes that are scored, 0 to {classes - 1}. "
+            "Number classes from 0."
+        )
     return (
         _count(truth, classes, known),
         _count(answers, classes, known),

@@ -12,7 +12,7 @@ import numpy as np
 
 from compression.data import Split
 from compression.signature import Array
-from variants.robustness import DISTURBED_ROWS, Disturbed, spread_rows
+from variants.robustness import DISTURBED_ROWS, Disturbed
 from variants.text import Tokenize
 
 _SEED = 0
@@ -68,7 +68,7 @@ def misspelled(validation: Split, tokenize: Tokenize) -> Iterator[Disturbed]:
         validation: Rows of tokens.
         tokenize: Gives their texts back, and tokens of disturbed texts.
     """
-    rows = spread_rows(validation, DISTURBED_ROWS)
+    rows = validation.spread(DISTURBED_ROWS)
     texts = tokenize.texts(rows.inputs)
     for name, (disturb, severities) in MISSPELLINGS.items():
         for severity in severities:

@@ -19,6 +19,7 @@ from compression.inference import infer
 from compression.model import Model, OnnxModel, TorchModel
 from compression.training import VERSION, Fitted, fit, predict, seeded
 from variants import document
+from variants.code_digest import code_digest
 from variants.comparison import Comparison, compare
 from variants.home import subfolder
 from variants.spec import ModelSpec
@@ -73,7 +74,7 @@ def beside_baseline(spec: ModelSpec, splits: Splits, reference: Model) -> Compar
     """The reference against the spec's baseline on test, where it has one; measured once and kept."""
     if spec.baseline is None:
         return None
-    facts = json.dumps([reference.weights_digest(), splits.digest, spec.metric])
+    facts = json.dumps([reference.weights_digest(), splits.digest, spec.metric, code_digest(spec.baseline)])
     digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
     path = subfolder("references") / f"{spec.name}-baseline-{digest}.json"
     if not path.is_file():

@@ -46,7 +46,7 @@ class Disturbed:
     Attributes:
         perturbation: Its name.
         severity: How strong.
-        rows: What became of the validation rows that `spread_rows` takes, so many as `DISTURBED_ROWS`.
+        rows: What became of the validation rows that are spread evenly, so many as `DISTURBED_ROWS`.
     """
 
     perturbation: str
@@ -169,8 +169,3 @@ def _channel_axis(shape: tuple[int, ...]) -> int:
         if shape[axis] in _CHANNELS and min(sides) >= _SMALLEST_SIDE:
             return axis
     return 0
-
-
-def spread_rows(split: Split, count: int) -> Split:
-    """So many rows, taken evenly from the whole split."""
-    return split.take(np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)))

@@ -105,7 +105,13 @@ def search(
     own_catalog = Catalog(root=folder / "store")
     tries = _Tries(spec_name, spec, own_catalog, host, progress, objective, trials)
     started = build(spec_name, tries.catalog, host, tries, recipes=[spec.reference])
-    reference = started.card.find(spec.reference).id.build
+    reference = started.ids[spec.reference].build
+    if started.card.find(spec.reference).id.build != reference:  # the first one's place is taken by another
+        progress.update(_SEARCH, "the model or its data changed: the search begins anew", 0.0)
+        return search(
+            spec_name, catalog, host, progress,
+            floor=floor, objective=objective, trials=trials, epochs=epochs, name=name, fresh=True,
+        )  # fmt: skip
     study = _study(folder, f"{objective}-{floor}-{epochs}-{reference}")
     space = space_of(spec, epochs)
     while (done := _done(study)) < trials:
@@ -154,7 +160,7 @@ class _Tries:
         built = build(self.spec_name, self.catalog, self.host, self, added=[recipe])
         if failure := built.failures.get(recipe.name):
             raise optuna.TrialPruned(failure.reason)
-        standing = next(s for s in self.standings() if s.entry == built.card.find(recipe.name))
+        standing = next(s for s in self.standings() if s.entry.id == built.ids[recipe.name])
         if standing.profile is None:
             raise optuna.TrialPruned(standing.reason)
         return standing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import json
 import pkgutil
 import re
@@ -24,6 +23,7 @@ from compression.recipe import Recipe, step
 from compression.signature import Signature
 from compression.training import Training, seeded
 from variants.catalog import KEPT_NAMES
+from variants.code_digest import code_digest
 from variants.comparison import Baseline
 from variants.metrics import MetricError, check_metric
 from variants.registration import GRAPH_FILE, ROWS_FILE, Registration, find_registration
@@ -33,8 +33,6 @@ from variants.transform import DeclarationError
 from variants.transforms import check_declared
 
 _LONGEST_TAG_NAME = 63
-# Their sources are told apart by their versions, which are part of a lineage.
-_LIBRARIES = ("torch.", "transformers.")
 
 
 # What is tried on a graph that was added. Techniques that need a module say so in the table.
@@ -153,6 +151,7 @@ class ModelSpec:
         named = [(step.settings.get("student"), step.settings.get("width")) for step in recipe.steps]
         facts = {
             "signature": self.signature.to_json(),
+            "metric": self.metric,  # some passes decide by it, and profiles are taken with it
             "training": self.training.chosen(),
             "architecture": self.architecture(self.factory),
             "students": [
@@ -168,15 +167,13 @@ class ModelSpec:
         return self.seed if recipe.seed is None else recipe.seed
 
     def architecture(self, factory: Callable[[], nn.Module | OnnxModel]) -> str:
-        """Sha256 of a module as a factory makes it: its layers, its own classes' sources, its weights."""
+        """Sha256 of a module as a factory makes it: its layers, its own code, its weights."""
         with seeded(self.seed):
             module = factory()
         if isinstance(module, OnnxModel):
             return module.weights_digest()
-        own = {type(part) for part in module.modules() if not type(part).__module__.startswith(_LIBRARIES)}
-        sources = sorted(inspect.getsource(each) for each in own)
         weights = TorchModel(module, self.signature).weights_digest()
-        return hashlib.sha256("".join([repr(module), *sources, weights]).encode()).hexdigest()
+        return hashlib.sha256("".join([repr(module), code_digest(module), weights]).encode()).hexdigest()
 
     def serving_spec(self) -> ServingSpec:
         """What serving needs to know, without torch."""

@@ -15,6 +15,30 @@ from compression.training import predict, seeded
 from tests.compression.small_digits import DIGITS
 
 
+class Listener(nn.Module):
+    """Samples of any length, but no shorter than its kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv1d(1, 8, 80, stride=4), nn.Linear(8, 3)
+
+    def forward(self, sound: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.conv(sound)).mean(2))  # type: ignore[no-any-return]
+
+
+def test_what_takes_no_short_input_is_exported_for_any_it_takes() -> None:
+    signature = Signature(
+        (TensorSpec("sound", "float32", ("batch", 1, "samples")),),
+        (TensorSpec("logits", "float32", ("batch", 3)),),
+    )
+    with seeded(0):
+        model = TorchModel(Listener().eval(), signature)
+    exported = export(model)
+    for rows, samples in ((1, 80), (3, 1000)):
+        split = Split({"sound": np.random.default_rng(0).normal(size=(rows, 1, samples)).astype(np.float32)})
+        np.testing.assert_allclose(infer(exported, split, rows)[0], predict(model, split)[0], atol=1e-5)
+
+
 class Tagger(nn.Module):
     """Two inputs, two outputs and a second symbolic axis."""
 

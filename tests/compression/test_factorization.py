@@ -69,6 +69,28 @@ def test_a_full_side_of_a_convolution_is_not_split(context: PassContext) -> None
     assert [part.weight.shape[:2] for part in thin[0]] == [(8, 3), (64, 8)]  # type: ignore[index, union-attr]
 
 
+class Encoded(nn.Module):
+    """An encoder layer of torch, which reads the weights of its linear layers itself in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 64, batch_first=True)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.last(self.layer(image.view(-1, 8, 8)).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_an_encoder_layer_calls_its_thin_chains(context: PassContext) -> None:
+    with seeded(0):
+        model = TorchModel(Encoded().eval(), DIGITS)
+    step = low_rank(ratio=0.5)
+    thin = step.run(model, context)
+    facts = step.ensures(model, thin, context)
+    assert {"layer.linear1", "layer.linear2"} <= facts["layers"].keys()
+    step.holds(facts, export(thin))
+
+
 class Tied(nn.Module):
     """Weights that something else reads too: none of them may be replaced."""
 

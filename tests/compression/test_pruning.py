@@ -328,6 +328,36 @@ def test_attention_heads_stay_whole(context: PassContext) -> None:
     assert facts["widths"] == {name: [32, 16] for name in ("embed", "mixed", "down")} | {"up": [64, 32]}
 
 
+class FusedAttention(Attention):
+    """The same, whose heads are cut out of parts of one layer, or of what was scaled before."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96) if fused else None
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(image.view(-1, 8, 8))
+        if self.qkv is None:
+            parts = [self.query(tokens) * 0.5, self.key(tokens) * 0.5, torch.relu(self.value(tokens))]
+        else:
+            parts = list(self.qkv(tokens).chunk(3, -1))
+        heads = [part.reshape(*tokens.shape[:2], -1, 8).transpose(1, 2) for part in parts]
+        seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.head((tokens + self.mixed(seen)).mean(1))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_heads_stay_whole_that_are_cut_out_of_parts_or_scaled_channels(
+    context: PassContext, fused: bool
+) -> None:
+    with seeded(0):
+        model = TorchModel(FusedAttention(fused), DIGITS)
+    prune = pruning()
+    facts = prune.ensures(model, prune.run(model, context), context)
+    assert facts["widths"].keys() <= {"embed", "mixed"}
+    assert {tuple(widths) for widths in facts["widths"].values()} == {(32, 16)}
+
+
 class _Recurrent(nn.Module):
     """A convolution whose rows a GRU reads."""
 

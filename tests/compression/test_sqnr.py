@@ -13,7 +13,7 @@ from compression.model import OnnxModel
 from compression.probing import ProbeError, constants, probe
 from compression.quantization import DynamicInt8, DynamicInt8Settings, StaticInt8, StaticInt8Settings
 from compression.signature import Array, Signature, TensorSpec
-from compression.sqnr import EXACT_DB, decibels, sqnr
+from compression.sqnr import EXACT_DB, _like, decibels, sqnr
 from compression.traffic import traffic
 
 WIDE, HIDDEN, CLASSES = 8, 16, 4
@@ -126,6 +126,12 @@ def test_codes_are_expanded_before_they_are_compared() -> None:
         layer.name: layer for layer in sqnr(store_as_codes(graph(), {"first": codes}), graph(), ROWS).layers
     }
     assert found["first"].weight_db == pytest.approx(decibels(codes.weight(), FIRST))
+
+
+def test_a_square_weight_is_compared_as_it_lies_nearer() -> None:
+    square = GENERATOR.normal(size=(8, 8)).astype(np.float32)
+    for found in (square + 1e-3, (square + 1e-3).T):
+        assert np.abs(_like(found, square) - square).max() < 2e-3
 
 
 def test_layers_of_other_widths_do_not_correspond() -> None:

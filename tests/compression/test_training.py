@@ -13,7 +13,7 @@ from compression.data import Split, Splits
 from compression.losses import TrainingError
 from compression.model import TorchModel
 from compression.signature import Signature, TensorSpec
-from compression.training import Training, fit, predict, seeded
+from compression.training import Training, fit, lay_out, predict, seeded
 from tests.compression.small_digits import DIGITS, digits_net, silent
 
 QUICK = Training(epochs=2)
@@ -107,6 +107,24 @@ def test_a_last_batch_of_one_row_does_not_break_batch_normalization(splits: Spli
     fit(fresh(), odd, splits.validation, Training(epochs=1, batch_size=64), seed=0, report=silent)
 
 
+def test_batches_of_one_row_are_learned_from(splits: Splits) -> None:
+    few = splits.train.take(slice(0, 20))
+    with seeded(0):
+        model = TorchModel(nn.Sequential(nn.Linear(64, 10)), DIGITS)
+    learned = fit(model, few, few, Training(epochs=1, batch_size=1), seed=0, report=silent)
+    assert learned.curve[0].train_loss > 0
+    assert learned.model.weights_digest() != model.weights_digest()
+
+
+def test_only_four_dimensional_weights_are_laid_out_anew() -> None:
+    module = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Conv2d(2, 4, 3))
+    before = module[1].weight.detach().clone()
+    lay_out(module, torch.channels_last)
+    assert module[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(module[1].weight, before)
+    assert module[0].weight.is_contiguous()
+
+
 def test_missing_labels_are_an_error_that_says_so(splits: Splits) -> None:
     bare = replace(splits.train, labels=None)
     with pytest.raises(TrainingError, match="needs labels"):
@@ -187,3 +205,10 @@ def test_what_does_not_exist_is_refused(splits: Splits, wrong: Training, says: s
 def test_only_what_was_chosen_identifies_a_training() -> None:
     assert Training().chosen() == {}
     assert Training(epochs=3, clip=1.0).chosen() == {"epochs": 3, "clip": 1.0}
+
+
+def test_spread_rows_are_of_the_whole_split(splits: Splits) -> None:
+    ordered = splits.train.take(np.argsort(splits.train.labels, kind="stable"))
+    assert len(set(ordered.spread(50).labels.tolist())) == 10
+    assert len(ordered.spread(10**6)) == len(ordered)
+    assert len(ordered.spread(1)) == 1

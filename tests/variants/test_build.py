@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,17 @@ import psutil
 import pytest
 
 from compression.data import Split
+from compression.signature import Signature, TensorSpec
 from tests.conftest import ROOT, Homes
+from tests.variants.handmade import SPEC, entry
 from variants.assessment import Standing, assess_model, tier_choice
+from variants.build import BuildError, _require_same_requests
+from variants.card import Card
 from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
 from variants.host import this_host
 from variants.runtime import open_session, reference_runtime
 from variants.samples import read_golden, read_split
+from variants.serving_spec import transform
 from variants.variant import Life, Status
 
 if TYPE_CHECKING:
@@ -350,3 +356,31 @@ def test_a_spec_that_is_wrong_builds_nothing_and_says_why(empty: Homes, spec: st
 def test_an_unknown_recipe_says_which_there_are(empty: Homes) -> None:
     ended = mipgate(empty, "build", f"{SPECS}:TINY", "--recipe", "int9", status=1)
     assert 'tiny has no recipe "int9". There are fp32, fp16' in ended.stderr
+
+
+# ---- what released variants read
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({}, None),
+        ({"metric": "macro-f1", "transforms": (transform("labels", names=("a", "b")),)}, None),
+        ({"transforms": (transform("image", mean=3.0),)}, "the transform before them is another"),
+        (
+            {"signature": Signature((TensorSpec("z", "float32", ("batch", 2)),), ())},
+            "their signature is another",
+        ),
+    ],
+)
+def test_a_build_whose_requests_are_others_is_refused_while_variants_are_released(
+    changed: dict[str, Any], complaint: str | None
+) -> None:
+    spec = replace(SPEC, **changed)
+    _require_same_requests(None, spec)
+    _require_same_requests(Card(SPEC, (entry("fp32", life=Life.CANDIDATE),)), spec)
+    if complaint is None:
+        _require_same_requests(Card(SPEC, (entry("fp32"),)), spec)
+    else:
+        with pytest.raises(BuildError, match=f"{complaint} than that of m's released variants"):
+            _require_same_requests(Card(SPEC, (entry("fp32"),)), spec)

@@ -168,3 +168,18 @@ def test_the_class_axis_of_images_is_the_second_and_of_all_else_the_last() -> No
     assert predicted_classes(np.zeros((2, 3, 4, 5))).shape == (2, 4, 5)
     assert predicted_classes(np.zeros((2, 3, 4))).shape == (2, 3)
     assert predicted_classes(np.zeros((2, 3))).shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["macro-f1", "balanced-accuracy"])
+def test_classes_may_be_any_integers_where_answers_are_classes(name: str) -> None:
+    metric, labels = find_metric(name), np.array([1, 1, -1, -1, 1, -1])
+    for answers in (labels, np.ones(6, np.int64), np.array([-1, 1, 1, 1, 1, -1])):
+        moved = metric.value(metric.rows({"y": (answers + 1) // 2}, (labels + 1) // 2).mean(axis=0))
+        assert metric.value(metric.rows({"y": answers}, labels).mean(axis=0)) == pytest.approx(moved)
+
+
+@pytest.mark.parametrize("name", ["macro-f1", "balanced-accuracy"])
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_that_is_no_class_is_told(name: str, label: int) -> None:
+    with pytest.raises(MetricError, match=rf"label {label} is none of the 3 classes that are scored, 0 to 2"):
+        find_metric(name).rows({"y": np.eye(3, dtype=np.float32)}, np.array([0, 1, label]))

@@ -14,7 +14,6 @@ from variants.robustness import (
     disturb,
     kind_of,
     perturbations,
-    spread_rows,
 )
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
@@ -75,8 +74,8 @@ def test_what_is_no_picture_is_left_alone(rows: Array) -> None:
 
 def test_rows_are_taken_from_the_whole_split() -> None:
     split = Split({"x": np.arange(1000)})
-    assert spread_rows(split, 3).inputs["x"].tolist() == [0, 499, 999]
-    assert len(spread_rows(split.take(slice(0, 2)), 128)) == 2
+    assert split.spread(3).inputs["x"].tolist() == [0, 499, 999]
+    assert len(split.take(slice(0, 2)).spread(128)) == 2
 
 
 def test_the_drop_is_a_multiple_of_the_references() -> None:

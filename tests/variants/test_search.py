@@ -117,6 +117,13 @@ def test_a_floor_that_nothing_keeps_finds_no_winner(catalog: Catalog) -> None:
     assert found.published is None
 
 
+def test_a_model_that_changed_is_searched_anew(catalog: Catalog) -> None:
+    floor, known = 1.4, searched(catalog, trials=1).reference
+    spec = "tests.variants.tiny_specs:RETRAINED"
+    found = search(spec, catalog, HOST, Lines(), floor=floor, objective="size", trials=1, epochs=1)
+    assert (found.tried, found.reference.entry.id == known.entry.id) == (1, False)
+
+
 def test_an_unknown_model_is_an_error_that_says_so(catalog: Catalog) -> None:
     with pytest.raises(BuildError, match="no spec"):
         search("nosuch", catalog, this_host(), Lines(), floor=0.9)
