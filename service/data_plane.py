@@ -62,6 +62,7 @@ _MAX_ROUTES = 4096
 _SAFE = ("GET", "HEAD")
 _PREDICT = "/predict"
 _OPEN = "/v2/health/"  # probes carry no keys
+_REPOSITORY = "/v2/repository/models/"
 _OPERATIONS = ("/load", "/unload")
 _SMALL_BODY = 2**20
 _LONGEST_LENGTH = 12  # digits of a length in bytes
@@ -238,7 +239,7 @@ class DataPlane:
             who = self._access.check(headers, scope["client"], role)
         body = await exchange.read(self._max_body) if scope["method"] == "POST" else b""
         answer = await self._repository.answer(scope, path, body)
-        if is_operation:
+        if path.startswith(_REPOSITORY) and is_operation:
             *_, model, verb = path.rstrip("/").split("/")
             await self._operation.audit(who, f"{verb} model", model)
         await _tell(exchange, 200, answer)

@@ -154,11 +154,12 @@ class Inference:
         if candidate is usual and not is_in_time:
             return None  # the router found it in time, if only just: who else could take over then
         try:
-            if not candidate.breaker.allows(now):
-                raise InferenceError(f"the circuit of {candidate.key} is open.")
-            if not is_in_time:
-                raise UnavailableError(f"{candidate.key} would be late.")
-            candidate.breaker.asked(now)
+            if candidate is not usual:  # whose circuit the router just asked
+                if not candidate.breaker.allows(now):
+                    raise InferenceError(f"the circuit of {candidate.key} is open.")
+                if not is_in_time:
+                    raise UnavailableError(f"{candidate.key} would be late.")
+                candidate.breaker.asked(now)
             done = await self._run(course, candidate, deadline)
             if not is_finite(done):
                 raise NonFiniteError(f"{candidate.key} answers values that are not finite.")

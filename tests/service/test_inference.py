@@ -436,6 +436,24 @@ def test_an_arm_that_is_the_routers_choice_has_all_of_the_callers_time(
     on_loop(scenario)
 
 
+def test_a_candidate_that_is_the_routers_choice_is_probed_when_its_circuit_is_half_open(
+    fleet: Fleet, model: LoadedModel
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            known = Known(named(other_than(model, usual), usual, 100.0))
+            joined(serving, known)
+            for _ in range(FAILURES):
+                usual.breaker.failed(perf_counter())
+            usual.breaker.until = 0.0
+            assert (await ask(serving, model, request())).variant is usual
+            assert usual.breaker.circuit is Circuit.CLOSED
+            assert known.tallies[CANDIDATE].errors == 0
+
+    on_loop(scenario)
+
+
 def test_what_is_late_in_the_routers_own_choice_is_late_and_no_failure_of_the_arm(
     fleet: Fleet, model: LoadedModel
 ) -> None:
