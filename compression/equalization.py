@@ -161,13 +161,14 @@ def normalizations(model: TorchModel) -> dict[str, Normalization]:
                 *(part.detach().cpu().double().numpy() for part in (norm.bias, norm.weight.abs(), folded))
             )
 
+    examples = example_inputs(model.signature, module)
     for name, part in module.named_modules():
         if isinstance(part, _LAYERS):
             part.register_forward_hook(partial(remember, name))
         elif isinstance(part, _NORMS):
             part.register_forward_pre_hook(look)
     with torch.no_grad():
-        module(*example_inputs(model.signature, module))
+        module(*examples)
     return found
 
 

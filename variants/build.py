@@ -7,6 +7,7 @@ makes an interrupted build resumable; the card that makes them visible is publis
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -249,7 +250,10 @@ def _require_same_requests(card: Card | None, spec: ServingSpec) -> None:
     """
     if card is None or not card.is_released:
         return
-    ours, theirs = ([t for t in each.transforms if t.name != LABELS] for each in (spec, card.spec))
+    ours, theirs = (
+        [(t.name, json.dumps(t.settings, sort_keys=True)) for t in each.transforms if t.name != LABELS]
+        for each in (spec, card.spec)
+    )
     if spec.signature != card.spec.signature or ours != theirs:
         what = "the transform before them" if spec.signature == card.spec.signature else "their signature"
         raise BuildError(

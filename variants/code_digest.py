@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
@@ -25,47 +26,49 @@ def code_digest(*of: Any) -> str:
     number of heads, which neither its layers nor their weights tell.
     """
     digest = hashlib.sha256()
-    seen: set[int] = set()
-    for each in of:
-        for text in _told(each, seen):
-            digest.update(text.encode())
-            digest.update(b"\0")
+    waiting, seen = deque(of), set[int]()
+    while waiting:
+        each = waiting.popleft()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        text, named = _told(each)
+        waiting.extend(named)
+        digest.update(text.encode())
     return digest.hexdigest()
 
 
-def _told(of: Any, seen: set[int]) -> Iterator[str]:
+def _told(of: Any) -> tuple[str, list[Any]]:
+    """What something says by itself, and what else it refers to."""
     if isinstance(of, nn.Module):
-        for name, part in of.named_modules():
-            plain = {k: v for k, v in vars(part).items() if _is_plain(v) and k != "training"}
-            yield f"{name} {type(part).__qualname__} {sorted(plain.items())!r}"
-        for part in of.modules():
-            yield from _told(type(part), seen)
-    elif isinstance(of, partial):
-        yield repr([value for value in (*of.args, *sorted(of.keywords.items())) if _is_plain(value)])
-        for part in (of.func, *of.args, *of.keywords.values()):
-            yield from _told(part, seen)
-    elif isinstance(of, type):
-        for each in of.__mro__:
-            if _is_own(each) and id(each) not in seen:
-                seen.add(id(each))
-                yield _source(each)
-                for member in vars(each).values():
-                    for function in _functions(member):
-                        yield from _named(function, seen)
-    elif isinstance(of, FunctionType) and _is_own(of) and id(of) not in seen:
-        seen.add(id(of))
-        yield _source(of)
-        yield from _named(of, seen)
+        told = [
+            (name, type(part).__qualname__, key, value)
+            for name, part in of.named_modules()
+            for key, value in sorted(vars(part).items())
+            if _is_plain(value) and key != "training"
+        ]
+        return repr(told), [type(part) for part in of.modules()]
+    if isinstance(of, partial):
+        given = [*of.args, *sorted(of.keywords.items())]
+        return repr([each for each in given if _is_plain(each)]), [of.func, *of.args, *of.keywords.values()]
+    if isinstance(of, type) and _is_own(of):
+        functions = [function for member in vars(of).values() for function in _functions(member)]
+        plain, named = _globals(functions)
+        return _source(of) + plain, [*of.__bases__, *named]
+    if isinstance(of, FunctionType) and _is_own(of):
+        plain, named = _globals([of])
+        return _source(of) + plain, named
+    return "", []
 
 
-def _named(function: FunctionType, seen: set[int]) -> Iterator[str]:
-    """What a function names of its file."""
-    for name in sorted(set(_names(function.__code__))):
-        value = function.__globals__.get(name)
-        if name in function.__globals__ and _is_plain(value):
-            yield f"{name}={value!r}"
-        else:
-            yield from _told(value, seen)
+def _globals(functions: Sequence[FunctionType]) -> tuple[str, list[Any]]:
+    """The plain values of their files that functions name, and the others."""
+    named: dict[str, Any] = {}
+    for function in functions:
+        known = function.__globals__
+        named |= {name: known[name] for name in _names(function.__code__) if name in known}
+    plain = sorted((name, value) for name, value in named.items() if _is_plain(value))
+    return repr(plain), [named[name] for name in sorted(named) if not _is_plain(named[name])]
 
 
 def _source(of: type | FunctionType) -> str:
