@@ -20,7 +20,7 @@ CLOSED = {
     "from": VARIANTS,
     "to": VARIANTS,
     "tier": {"accurate", "balanced", "fast"},
-    "arm": {""},
+    "arm": {"", "candidate"},
     "outcome": set(OUTCOMES),
     "reason": set(REASONS),
 }

@@ -43,7 +43,7 @@ def moved(transition: Transition | None) -> Transition:
     [
         ({"phase": Phase.INITIALIZING}, 1001, FEW, False, None),
         ({"phase": Phase.INITIALIZING}, 1001, FEW, True, (Phase.PROGRESSING, 5, "all arms are loaded")),
-        ({"phase": Phase.INITIALIZING}, 4600, FEW, False, (Phase.FINALISING, 0, "not every worker")),
+        ({"phase": Phase.INITIALIZING}, 4600, FEW, False, (Phase.FINALISING, 0, "not all arms were loaded")),
         ({}, 1001, FEW, False, None),
         ({}, 1001, GOOD, False, None),
         ({}, 1010, SOME, False, (Phase.PROGRESSING, 25, "step 2 of 4")),
