@@ -138,5 +138,4 @@ def divided(rows: Split, seed: int = 0) -> Splits:
     order = np.random.default_rng(seed).permutation(count)
     sizes = (min(int(count * _CALIBRATION), _MOST_CALIBRATION), int(count * _VALIDATION), int(count * _TEST))
     calibration, validation, test, train = np.split(order, np.cumsum(sizes))
-    # Shuffled, as dealt: passes that take the first rows of a split see all kinds.
-    return Splits(*(rows.take(part) for part in (train, calibration, validation, test)))
+    return Splits(*(rows.take(np.sort(part)) for part in (train, calibration, validation, test)))

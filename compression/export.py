@@ -181,16 +181,12 @@ def example_inputs(signature: Signature, module: nn.Module) -> tuple[Tensor, ...
 
     They are the shortest of `EXAMPLE_LENGTHS` that the module takes; the batch has the first.
     """
-    first, *longer = EXAMPLE_LENGTHS
-    inputs = _ones(signature, module, first)
-    if any(_symbolic(spec).keys() - {0} for spec in signature.inputs):
-        for length in longer:
-            if _takes(module, inputs):
-                break
-            inputs = _ones(signature, module, length)
-        else:  # none of them: with the shortest it says most plainly why
-            inputs = inputs if _takes(module, inputs) else _ones(signature, module, first)
-    return inputs
+    is_free = any(_symbolic(spec).keys() - {0} for spec in signature.inputs)
+    for length in EXAMPLE_LENGTHS if is_free else ():
+        inputs = _ones(signature, module, length)
+        if _takes(module, inputs):
+            return inputs
+    return _ones(signature, module, EXAMPLE_LENGTHS[0])  # where none is taken, it says most plainly why
 
 
 def _takes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:

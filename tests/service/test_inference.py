@@ -114,6 +114,17 @@ def direct(variant: LoadedVariant, sent: InferRequest) -> Array:
     return variant.open().run(sent.inputs)[0]
 
 
+def refusing(bad: InferRequest, run: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+    """A variant's `run` that cannot compute one row."""
+
+    def raises(inputs: Any) -> list[Array]:
+        if (inputs["image"] == bad.inputs["image"][0]).all(axis=1).any():
+            raise RuntimeError("this row is too much")
+        return run(inputs)
+
+    return raises
+
+
 def failing(inputs: Any) -> Any:
     raise RuntimeError("broken on purpose")
 
@@ -230,26 +241,18 @@ def test_an_input_that_no_variant_can_compute_is_the_clients_error(
 ) -> None:
     bad = request(seed=7)
 
-    def refusing(run: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
-        def raises(inputs: Any) -> list[Array]:
-            if (inputs["image"] == bad.inputs["image"][0]).all(axis=1).any():
-                raise RuntimeError("this row is too much")
-            return run(inputs)
-
-        return raises
-
     async def scenario() -> None:
         async with core(fleet) as serving:
             usual = (await ask(serving, model, request())).variant
             for variant in model.variants.values():
-                monkeypatch.setattr(variant, "run", refusing(variant.run))
+                monkeypatch.setattr(variant, "run", refusing(bad, variant.run))
             for _ in range(2 * FAILURES):
                 with pytest.raises(UncomputableError, match="this row is too much") as caught:
                     await ask(serving, model, bad)
                 assert (caught.value.status, caught.value.outcome) == (400, "client_error")
             assert {each.breaker.failures for each in model.variants.values()} == {0}
             monkeypatch.undo()
-            monkeypatch.setattr(usual, "run", refusing(usual.run))
+            monkeypatch.setattr(usual, "run", refusing(bad, usual.run))
             assert (await ask(serving, model, bad)).variant is not usual
             assert usual.breaker.failures == 1  # another could: it was the variant
             usual.breaker.answered()
@@ -497,14 +500,6 @@ def test_what_nobody_can_compute_counts_against_no_arm(
 ) -> None:
     bad = request(seed=7)
 
-    def refusing(run: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
-        def raises(inputs: Any) -> list[Array]:
-            if (inputs["image"] == bad.inputs["image"][0]).all(axis=1).any():
-                raise RuntimeError("this row is too much")
-            return run(inputs)
-
-        return raises
-
     async def scenario() -> None:
         async with core(fleet) as serving:
             usual = (await ask(serving, model, request())).variant
@@ -513,7 +508,7 @@ def test_what_nobody_can_compute_counts_against_no_arm(
             joined(serving, known)
             own = {variant: variant.run for variant in model.variants.values()}
             for variant, run in own.items():
-                monkeypatch.setattr(variant, "run", refusing(run))
+                monkeypatch.setattr(variant, "run", refusing(bad, run))
             with pytest.raises(UncomputableError):
                 await ask(serving, model, bad)
             assert known.tallies[CANDIDATE].take() == ArmEvidence()
