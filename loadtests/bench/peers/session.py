@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,15 +64,20 @@ def served() -> OnnxModel:
     )
 
 
-def _add_openvino(options: ort.SessionOptions, precision: str, threads: int) -> None:
+@cache
+def _openvino_devices() -> list[Any]:
+    """OpenVINO's processor; a process registers the library once, whatever sessions follow."""
     import onnxruntime_ep_openvino as plugin
 
     ort.register_execution_provider_library(_OPENVINO_LIBRARY, plugin.get_library_path())
-    devices = [
+    return [
         device
         for device in ort.get_ep_devices()
         if device.ep_name == _OPENVINO_EP and device.ep_metadata.get("ov_device") == "CPU"
-    ]
+    ][:1]
+
+
+def _add_openvino(options: ort.SessionOptions, precision: str, threads: int) -> None:
     properties = {"CPU": {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}}
-    options.add_provider_for_devices(devices[:1], {"load_config": json.dumps(properties)})
+    options.add_provider_for_devices(_openvino_devices(), {"load_config": json.dumps(properties)})
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
