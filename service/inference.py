@@ -22,8 +22,8 @@ from service.router import Route, Router
 from service.scheduler import Completed, Scheduler
 from service.transforming import Transforming
 
-# A rollout's variant that does not answer gives up while the router's choice has so many of its times left,
-# and this share of the caller's.
+# A rollout's variant that does not answer gives up while what takes over has so many of its times left, and
+# this share of the caller's.
 _RESERVE, _RESERVED_SHARE = 2.0, 0.2
 
 
@@ -135,6 +135,10 @@ class Inference:
                     return done
         asked = course.route.variant
         try:
+            if course.part is not None and course.part.behind is None:
+                done = await self._ask_in_turn(course, asked)
+                if done is not None:
+                    return done
             return await self._run(course, asked, course.deadline)
         except InferenceError as error:
             course.suspects(asked, error)
@@ -143,13 +147,26 @@ class Inference:
             course.route = self._router.elsewhere(model, asked, slo, request, course.deadline, error)
             return await self._run(course, course.route.variant, course.deadline)
 
+    async def _ask_in_turn(self, course: Course, usual: LoadedVariant) -> Completed | None:
+        """What the primary says by the deadline that other arms have; None when that is too early for it.
+
+        Who has less time goes first: with more than a candidate it would wait longer, and lose by it.
+        """
+        now = perf_counter()
+        deadline = _arm_deadline(course, usual, now)
+        if not self._router.is_in_time(usual, course.slo, course.request, deadline, now):
+            return None
+        try:
+            return await self._run(course, usual, deadline)
+        except (DeadlineError, UnavailableError):
+            return None
+
     async def _ask_arm(self, course: Course, part: Part, behind: Route) -> Completed | None:
         """What a rollout's variant says, or None when what is routed to now has to answer in its place."""
         assert course.route is not None  # the router chose before
         slo, request, usual, candidate = course.slo, course.request, course.route.variant, part.route.variant
         now = perf_counter()
-        reserve_s = _RESERVE * behind.variant.predict_ms(request.rows) / 1e3
-        deadline = course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
+        deadline = _arm_deadline(course, behind.variant, now)
         is_in_time = self._router.is_in_time(candidate, slo, request, deadline, now)
         if candidate is usual and not is_in_time:
             return None  # the router found it in time, if only just: who else could take over then
@@ -252,6 +269,12 @@ class Inference:
             course.arm,
             outcome,
         ).inc()
+
+
+def _arm_deadline(course: Course, behind: LoadedVariant, now: float) -> float:
+    """Until when an arm's variant is asked, so that another can take over."""
+    reserve_s = _RESERVE * behind.predict_ms(course.request.rows) / 1e3
+    return course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
 
 
 def _joined(parts: list[Completed]) -> Completed:

@@ -34,6 +34,7 @@ from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import Metrics
 from service.pace import DevicePace, Pace
 from service.protocol import InferRequest
+from service.rollout.assignment import assign
 from service.rollout.evidence import ArmEvidence, ArmTally, Feedback
 from service.rollout.rollout import CANDIDATE, PRIMARY, Arm, Kind, Phase, Rollout
 from service.scheduler import Limits, Scheduler
@@ -414,6 +415,35 @@ def named(primary: LoadedVariant, candidate: LoadedVariant, weight: float) -> Ro
     """A rollout whose primary is a variant of its own, and not whatever the router chooses."""
     arms = Arm(PRIMARY, primary.version, 100 - weight), Arm(CANDIDATE, candidate.version, weight, weight)
     return dataclasses.replace(rollout(candidate), arms=arms, keeps_primary=True)
+
+
+def test_who_came_first_goes_first_whatever_the_arm(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            candidate = other_than(model, usual)
+            known = Known(rollout(candidate, 50.0))
+            joined(serving, known)
+            keys = {assign(known.rollout, key, "balanced").name: key for key in map(str, range(20))}
+            ran: list[LoadedVariant] = []
+            for variant in (usual, candidate):
+                run = variant.run
+                monkeypatch.setattr(variant, "run", lambda inputs, v=variant, r=run: ran.append(v) or r(inputs))
+            for first, second in ((PRIMARY, CANDIDATE), (CANDIDATE, PRIMARY)):
+                ran.clear()
+                serving.scheduler._busy_until = perf_counter()
+                asked = []
+                for arm in (first, second):
+                    asked.append(asyncio.create_task(ask(serving, model, request(), sticky_key=keys[arm])))
+                    await asyncio.sleep(0.01)
+                serving.scheduler._busy_until = None
+                serving.scheduler._dispatch(asyncio.get_running_loop())
+                assert [(await each).variant for each in asked] == ran
+                assert ran == [{PRIMARY: usual, CANDIDATE: candidate}[arm] for arm in (first, second)]
+
+    on_loop(scenario)
 
 
 @pytest.mark.parametrize("arm", [PRIMARY, CANDIDATE])
