@@ -247,7 +247,10 @@ def _result(job: Job, catalog: Catalog, before: set[str]) -> dict[str, Any]:
     """
     card = catalog.card(job.model)
     if job.kind is Kind.BUILD:
-        entry = card.find(job.arguments.get("recipe") or job.arguments["name"])
+        recipe = job.arguments.get("recipe") or job.arguments["name"]
+        builds = [each for each in card.entries if each.id.recipe == recipe]
+        new = [each for each in builds if each.id.version not in before]
+        entry = (new or builds)[-1]  # and not the released one, which the recipe's name stands for
         if entry.failure is not None:
             raise JobError(f"{entry.failure.status.value}: {entry.failure.reason}")
         return {"variant": entry.id.version, "life": entry.life.value}

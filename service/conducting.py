@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from service.access.store import AccessStore
 from service.errors import NotFoundError
 from service.rollout.judgement import Verdict, judge_candidates
-from service.rollout.machine import advance
+from service.rollout.machine import advance, withdraw
 from service.rollout.rollout import Arm, Observation, Outcome, Phase, Rollout, Transition
 from service.state.database import Database, StateAwayError
 from service.state.evidence import Batch, EvidenceStore, Seen
@@ -183,8 +183,11 @@ class Conducting:
     def _moved(self, rollout: Rollout, lease: Lease, now: float) -> Transition | None:
         read = self._evidence.compact(rollout.id, lease, self._seen.pop(rollout.id, None))
         self._seen[rollout.id], seen = read, read.evidence
-        observation = Observation(seen, self._carried_out(rollout, lease), secrets.randbits(32))
-        transition = advance(rollout, observation, now)
+        if withdrawn := self._withdrawn(rollout):
+            transition: Transition | None = withdraw(rollout, withdrawn, now)
+        else:
+            observation = Observation(seen, self._carried_out(rollout, lease), secrets.randbits(32))
+            transition = advance(rollout, observation, now)
         if transition is None:
             if rollout.phase in (Phase.PROGRESSING, Phase.WAITING):
                 self._verdicts += [(rollout.model, verdict) for verdict in judge_candidates(rollout, seen)]
@@ -212,6 +215,13 @@ class Conducting:
             failed = [arm for arm in rollout.candidates if arm.outcome is Outcome.FAILED]
             return self._move(rollout, failed if rollout.retire_failed else [], Life.RETIRED, lease)
         return False
+
+    def _withdrawn(self, rollout: Rollout) -> list[Arm]:
+        """Candidates about to be released whose build an operator retired or removed."""
+        if rollout.phase is not Phase.PROMOTING or self._catalog.is_pinned:
+            return []
+        lives = {entry.id.version: entry.life for entry in self._catalog.card(rollout.model).entries}
+        return [a for a in rollout.contenders if lives.get(a.variant, Life.RETIRED) is Life.RETIRED]
 
     def _move(self, rollout: Rollout, arms: Iterable[Arm], life: Life, lease: Lease) -> bool:
         """Gives variants another life in the catalog; a Bento serves what it packed, whatever follows."""

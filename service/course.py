@@ -29,8 +29,8 @@ class Part:
         arm: Its arm.
         route: To what answers for that arm.
         tally: Where the arm's evidence is counted.
-        behind: To what takes over when that does not answer: the router's choice, or for a candidate that is
-            the router's choice the primary. None where that is the primary: then all is as without a rollout.
+        behind: To what takes over when that fails: the router's choice, or for a candidate that is the
+            router's choice the primary. None where that is the primary: then all is as without a rollout.
     """
 
     rollout: Rollout
@@ -56,7 +56,8 @@ class Course:
         transform_s: Time that a text or picture took to become inputs.
         route: Where it goes; None before that is known.
         part: Its part in a rollout, or None.
-        fell: Why its arm's variant did not answer and another was asked, or None.
+        arm_deadline: Until when its arm's variant is asked.
+        fell: Why that variant did not answer by then, or None.
         suspect: Who could not compute it: when another can, it was not the request's fault.
         done: What the device made of it; None before, and when it failed.
         outputs: Arrays `(rows, ...)` by output name, with those of a transform where they are asked for; None
@@ -76,6 +77,7 @@ class Course:
     transform_s: float = 0.0
     route: Route | None = None
     part: Part | None = None
+    arm_deadline: float = 0.0
     fell: ServiceError | None = None
     suspect: LoadedVariant | None = None
     done: Completed | None = None

@@ -143,6 +143,10 @@ class DeadlineError(ServiceError):
     outcome = "late"
 
 
+class OverrunError(DeadlineError):
+    """The deadline passed while the runtime worked on it, and not while it waited for its turn."""
+
+
 class InferenceError(ServiceError):
     """The runtime failed on this batch; only the requests of the batch fail."""
 

@@ -18,6 +18,7 @@ from service.course import Course, Part
 from service.errors import (
     DeadlineError,
     NonFiniteError,
+    OverrunError,
     ServiceError,
     UnavailableError,
     UncomputableError,
@@ -124,18 +125,11 @@ class Experiments:
         """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
         part = course.part
         if part is not None:
-            part.tally.answered(course.total_s)
-            if course.fell is not None:
-                _count_failure(part.tally, course.fell)
-                part.tally.retries += 1
-            if course.variant is part.route.variant:
-                assert course.done is not None  # it was answered
-                if course.route is not part.route and not is_finite(course.done):  # else it was looked at
-                    part.tally.non_finite += 1
-                if part.rollout.fraction:
-                    self._copy(part, course)
-            else:  # another answered in its place: what it said says nothing of the arm
-                part = None
+            _count_answer(part, course)
+            if course.variant is not part.route.variant:
+                part = None  # another answered in its place: what it said says nothing of the arm
+            elif part.rollout.fraction:
+                self._copy(part, course)
         if self._keeps == "all" or (part is not None and self._keeps == "rollouts"):
             self._keep(part, course)
 
@@ -143,15 +137,13 @@ class Experiments:
         """Counts a request that got no answer, unless it is one that nobody could compute."""
         if isinstance(error, UncomputableError):
             return
-        tally, is_late = part.tally, isinstance(error, _LATE)
-        tally.requests += 1
-        if course.fell is not None:
-            _count_failure(tally, course.fell)
-            tally.misses += is_late and not isinstance(course.fell, UnavailableError)  # which counted as one
-        elif is_late:
-            tally.misses += 1
+        tally, fell = part.tally, error if course.fell is None else course.fell
+        is_counted = _count_failure(tally, fell)
+        if isinstance(error, _LATE):
+            tally.misses += not is_counted
+            tally.answered(max(course.total_s, course.deadline - course.arrived))
         else:
-            tally.errors += 1
+            tally.requests += 1
 
     async def judge(
         self, labels: Mapping[str, Any], spec_of: Callable[[str], ServingSpec], age_s: float
@@ -221,7 +213,12 @@ class Experiments:
             done = await self._scheduler.submit(
                 other, request.inputs, request.rows, deadline, Priority.SHADOW
             )
-        except (DeadlineError, UnavailableError):
+        except OverrunError:
+            if counts:
+                tally.requests += 1
+                tally.timeouts += 1
+            return
+        except _LATE:
             return  # nothing was idle long enough: no evidence, and no failure
         except ServiceError:
             if counts:
@@ -241,16 +238,38 @@ class Experiments:
         self._metrics.shadow_comparisons.labels(course.model.name, recipe, agree).inc()
 
 
-def _count_failure(tally: ArmTally, error: ServiceError) -> None:
-    """Counts why an arm's variant did not answer."""
+def _count_answer(part: Part, course: Course) -> None:
+    """Counts an answer to an arm's request, whoever gave it."""
+    tally, fell, done = part.tally, course.fell, course.done
+    assert done is not None  # it was answered
+    if fell is not None:
+        _count_failure(tally, fell)
+    if course.variant is part.route.variant:
+        # Copies know the runtime's time alone.
+        tally.answered(done.infer_s if counts_copies(part.rollout) else course.total_s)
+        was_looked_at = part.behind is not None and course.route is part.route
+        if not was_looked_at and not is_finite(done):
+            tally.non_finite += 1
+        return
+    tally.retries += 1
+    if isinstance(fell, _LATE):
+        tally.answered(max(course.total_s, course.arm_deadline - course.arrived))
+    else:
+        tally.requests += 1
+
+
+def _count_failure(tally: ArmTally, error: ServiceError) -> bool:
+    """Counts why an arm's variant did not answer in its time; returns whether as a miss."""
     if isinstance(error, NonFiniteError):
         tally.non_finite += 1
-    elif isinstance(error, DeadlineError):
+    elif isinstance(error, OverrunError):
         tally.timeouts += 1
-    elif isinstance(error, UnavailableError):
+    elif isinstance(error, _LATE):
         tally.misses += 1
+        return True
     else:
         tally.errors += 1
+    return False
 
 
 def is_finite(done: Completed) -> bool:

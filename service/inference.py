@@ -18,7 +18,7 @@ from service.lag import LoopLag
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, NO_VARIANT, Metrics
 from service.protocol import InferRequest
-from service.router import Route, Router
+from service.router import Router
 from service.scheduler import Completed, Scheduler
 from service.transforming import Transforming
 
@@ -128,63 +128,56 @@ class Inference:
         if pinned is not None:
             return await self._run(course, route.variant, course.deadline)
         if self.experiments is not None and route.degraded_from is None:
-            course.part = part = self.experiments.part(model, slo, parameters, route.variant)
-            if part is not None and part.behind is not None:
-                done = await self._ask_arm(course, part, part.behind)
-                if done is not None:
-                    return done
-        asked = course.route.variant
+            course.part = self.experiments.part(model, slo, parameters, route.variant)
         try:
-            if course.part is not None and course.part.behind is None:
-                done = await self._ask_in_turn(course, asked)
+            if course.part is not None:
+                done = await self._ask_arm(course, course.part)
                 if done is not None:
                     return done
-            return await self._run(course, asked, course.deadline)
+            return await self._run(course, course.route.variant, course.deadline)
         except InferenceError as error:
+            asked = course.route.variant
             course.suspects(asked, error)
             if course.part is not None and course.part.route.variant is asked:
                 course.fell = error
             course.route = self._router.elsewhere(model, asked, slo, request, course.deadline, error)
             return await self._run(course, course.route.variant, course.deadline)
 
-    async def _ask_in_turn(self, course: Course, usual: LoadedVariant) -> Completed | None:
-        """What the primary says by the deadline that other arms have; None when that is too early for it.
+    async def _ask_arm(self, course: Course, part: Part) -> Completed | None:
+        """What an arm's variant says by the deadline that all arms have, that they wait alike.
 
-        Who has less time goes first: with more than a candidate it would wait longer, and lose by it.
+        Returns:
+            None when what is routed to now has to answer: something else, or the router's own choice, which
+            has the rest of the caller's time where it was only late.
+
+        Raises:
+            InferenceError: The router's own choice failed, and no other arm is to take over.
         """
-        now = perf_counter()
-        deadline = _arm_deadline(course, usual, now)
-        if not self._router.is_in_time(usual, course.slo, course.request, deadline, now):
-            return None
-        try:
-            return await self._run(course, usual, deadline)
-        except (DeadlineError, UnavailableError):
-            return None
-
-    async def _ask_arm(self, course: Course, part: Part, behind: Route) -> Completed | None:
-        """What a rollout's variant says, or None when what is routed to now has to answer in its place."""
         assert course.route is not None  # the router chose before
-        slo, request, usual, candidate = course.slo, course.request, course.route.variant, part.route.variant
+        slo, request, usual, variant = course.slo, course.request, course.route.variant, part.route.variant
         now = perf_counter()
-        deadline = _arm_deadline(course, behind.variant, now)
-        is_in_time = self._router.is_in_time(candidate, slo, request, deadline, now)
-        if candidate is usual and not is_in_time:
-            return None  # the router found it in time, if only just: who else could take over then
+        after = usual if part.behind is None else part.behind.variant
+        reserve_s = _RESERVE * after.predict_ms(request.rows) / 1e3
+        deadline = course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
+        course.arm_deadline = deadline
         try:
-            if candidate is not usual:  # whose circuit the router just asked
-                if not candidate.breaker.allows(now):
-                    raise InferenceError(f"the circuit of {candidate.key} is open.")
-                if not is_in_time:
-                    raise UnavailableError(f"{candidate.key} would be late.")
-                candidate.breaker.asked(now)
-            done = await self._run(course, candidate, deadline)
-            if not is_finite(done):
-                raise NonFiniteError(f"{candidate.key} answers values that are not finite.")
+            if variant is not usual and not variant.breaker.allows(now):  # the router asked its own choice's
+                raise InferenceError(f"the circuit of {variant.key} is open.")
+            if not self._router.is_in_time(variant, slo, request, deadline, now):
+                raise UnavailableError(f"{variant.key} would be late.")
+            if variant is not usual:
+                variant.breaker.asked(now)
+            done = await self._run(course, variant, deadline)
+            if part.behind is not None and not is_finite(done):
+                raise NonFiniteError(f"{variant.key} answers values that are not finite.")
         except ServiceError as error:
             course.fell = error
-            course.suspects(candidate, error)
-            if candidate is usual:
-                course.route = behind
+            course.suspects(variant, error)
+            if variant is usual and not isinstance(error, UnavailableError):
+                if part.behind is not None:
+                    course.route = part.behind
+                elif isinstance(error, InferenceError):
+                    raise
             return None
         course.route = part.route
         return done
@@ -269,12 +262,6 @@ class Inference:
             course.arm,
             outcome,
         ).inc()
-
-
-def _arm_deadline(course: Course, behind: LoadedVariant, now: float) -> float:
-    """Until when an arm's variant is asked, so that another can take over."""
-    reserve_s = _RESERVE * behind.predict_ms(course.request.rows) / 1e3
-    return course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
 
 
 def _joined(parts: list[Completed]) -> Completed:

@@ -89,6 +89,7 @@ class Job(Turn, Generic[T]):
     future: asyncio.Future[T]
     counts: int = 1
     has_timer: bool = False
+    has_begun: bool = False
 
 
 J = TypeVar("J", bound=Turn)
@@ -157,6 +158,8 @@ class Queue(Generic[J]):
         """
         jobs, variant = self.jobs, self.variant
         first = jobs[0]
+        if self.priority is Priority.SHADOW:
+            return 1, first.rows  # who comes meanwhile waits for no more than one
         if self.rows <= variant.max_batch_rows and (
             now + variant.predict_ms(self.rows) * margin / 1e3 <= first.deadline
         ):

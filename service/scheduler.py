@@ -18,7 +18,7 @@ from time import perf_counter
 import numpy as np
 
 from compression.signature import Array
-from service.errors import DeadlineError, InferenceError, UnavailableError
+from service.errors import DeadlineError, InferenceError, OverrunError, UnavailableError
 from service.isolation import Apart, check_rows, each_alone
 from service.queues import Backlog, Executable, Job, Priority
 
@@ -197,7 +197,7 @@ class Scheduler:
         """The device may be held beyond a request's deadline; its answer must not wait for it."""
         if not (job.has_timer or job.future.done()):
             job.has_timer = True
-            timer = loop.call_later(max(0.0, job.deadline - now), _expire, job.future)
+            timer = loop.call_later(max(0.0, job.deadline - now), _expire, job)
 
             def settled(_: asyncio.Future[Completed]) -> None:
                 timer.cancel()
@@ -272,8 +272,9 @@ class Scheduler:
                 if job.future.done():
                     continue
                 if job.deadline < now:
-                    _expire(job.future)
+                    _expire(job)
                     continue
+                job.has_begun = True
                 jobs.append(job)
                 rows += job.rows
             if jobs:
@@ -297,7 +298,7 @@ class Scheduler:
             if job.future.done():
                 pass  # it expired while the batch ran
             elif started + seconds > job.deadline:
-                _expire(job.future)
+                _expire(job)
             else:
                 part = outputs if job.rows == rows else [o[offset : offset + job.rows] for o in outputs]
                 job.future.set_result(Completed(part, started - job.arrived, seconds, rows, started))
@@ -314,7 +315,7 @@ class Scheduler:
             if job.future.done():
                 pass  # it expired while the batch ran
             elif started + seconds > job.deadline:
-                _expire(job.future)
+                _expire(job)
             elif isinstance(outcome, InferenceError):
                 job.future.set_exception(outcome)
             else:
@@ -349,6 +350,6 @@ def _stack(jobs: list[Job[Completed]]) -> Mapping[str, Array]:
     return {name: np.concatenate([job.inputs[name] for job in jobs]) for name in jobs[0].inputs}
 
 
-def _expire(future: asyncio.Future[Completed]) -> None:
-    if not future.done():
-        future.set_exception(DeadlineError(_LATE))
+def _expire(job: Job[Completed]) -> None:
+    if not job.future.done():
+        job.future.set_exception((OverrunError if job.has_begun else DeadlineError)(_LATE))

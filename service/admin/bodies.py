@@ -19,7 +19,7 @@ T = TypeVar("T", bound=BaseModel)
 class Body(BaseModel):
     """A body with no other fields than these."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class KeyBody(Body):
@@ -27,7 +27,7 @@ class KeyBody(Body):
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[\w .@:/-]+$")
     role: Literal["infer", "operate", "admin"]
-    rate_per_s: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    rate_per_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 
 class BuildBody(Body):

@@ -51,6 +51,7 @@ class Desk:
     hurry: Callable[[], None]  # has this worker look at the shared state at once
     session_s: float
     takes_labels: bool = True
+    ended: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # rollouts, as they were told
     _described: dict[str, tuple[str, Card, dict[str, Any]]] = field(default_factory=dict)
 
     def described(self, model: str) -> tuple[Card, dict[str, Any]]:

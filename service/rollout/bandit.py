@@ -39,12 +39,21 @@ class Reward:
     of: Callable[[ArmEvidence], Earned]
 
 
+def _answered(seen: ArmEvidence) -> int:
+    """Requests that an arm answered itself: what another answered in its place earns it nothing."""
+    return seen.requests - max(seen.failures, seen.retries)
+
+
+def _in_time(seen: ArmEvidence) -> int:
+    return max(0, seen.requests - seen.misses - seen.failures)
+
+
 _REWARDS = {
     reward.text: reward
     for reward in (
         Reward("accuracy", Source.FEEDBACK, lambda seen: (seen.feedback.correct, seen.feedback.n)),
-        Reward("answered", Source.REQUESTS, lambda seen: (seen.requests - seen.failures, seen.requests)),
-        Reward("in_time", Source.REQUESTS, lambda seen: (seen.requests - seen.misses, seen.requests)),
+        Reward("answered", Source.REQUESTS, lambda seen: (_answered(seen), seen.requests)),
+        Reward("in_time", Source.REQUESTS, lambda seen: (_in_time(seen), seen.requests)),
     )
 }
 _WITHIN = re.compile(r"within\s*(\d+(?:\.\d+)?)\s*ms")

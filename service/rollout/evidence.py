@@ -144,11 +144,12 @@ class ArmEvidence:
     Attributes:
         requests: Requests that the arm was given, failed ones included.
         errors: Of these, those whose inference failed.
-        timeouts: Those that got no answer from the runtime in time.
+        timeouts: Those on which the runtime still worked when the arm's time was over.
         non_finite: Those whose answer held NaN or infinities.
-        retries: Those that the primary answered instead.
-        misses: Those that were answered after their deadline, or not at all because of it.
-        latency: From arrival to answer.
+        retries: Those that another variant answered instead.
+        misses: Those whose turn did not come in the arm's time, or that nobody answered in the caller's.
+        latency: From arrival to answer; of what another answered because the arm was late, no less than the
+            arm's time. What it failed has none. In a shadow, the runtime's time alone.
         comparisons: Copies beside the primary's answers.
         feedback: Delayed labels.
     """

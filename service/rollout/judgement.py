@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
@@ -10,7 +10,7 @@ from typing import Any
 
 from service.rollout.evidence import ArmEvidence, Evidence
 from service.rollout.guard import Guard, Relation, Scale, Source, parse_guard
-from service.rollout.rollout import Rollout
+from service.rollout.rollout import Arm, Rollout
 from service.rollout.sequences import (
     Interval,
     Moments,
@@ -102,24 +102,35 @@ def judge(
     return Verdict(guard, arm, state, samples, interval, _sentence(guard, state, interval, samples))
 
 
-def judge_candidates(rollout: Rollout, evidence: Evidence) -> tuple[Verdict, ...]:
-    """Judges every candidate that has not failed by every guard, their chances of error shared out."""
+def judge_candidates(
+    rollout: Rollout, evidence: Evidence, arms: Iterable[Arm] | None = None
+) -> tuple[Verdict, ...]:
+    """Judges candidates by every guard, their chances of error shared out.
+
+    Args:
+        rollout: The rollout.
+        evidence: All that was seen of it.
+        arms: Which; by default those that have not failed.
+    """
     claims = len(rollout.guards) * len(rollout.candidates)
     primary = evidence.get(rollout.primary.name, _NOTHING)
     return tuple(
         judge(guard, primary, evidence.get(arm.name, _NOTHING), arm.name, claims)
-        for arm in rollout.contenders
+        for arm in (rollout.contenders if arms is None else arms)
         for guard in rollout.guards
     )
 
 
-def exceeds_budget(rollout: Rollout, candidate: ArmEvidence, arm: str = "candidate") -> Verdict | None:
+def exceeds_budget(rollout: Rollout, evidence: Evidence, arm: str = "candidate") -> Verdict | None:
     """The verdict that a candidate surely fails more requests than the rollout allows, or None.
 
-    It needs no minimum of samples and costs some 20 microseconds, so that any worker may ask by what it has
-    seen itself. A candidate that fails every request is found out after about six.
+    It needs no minimum of samples: a candidate that fails every request is found out after about six. One
+    that fails no more often than the primary is not to blame.
     """
+    primary, candidate = (evidence.get(name, _NOTHING) for name in (rollout.primary.name, arm))
     if candidate.failures <= rollout.failure_budget * candidate.requests:
+        return None
+    if primary.requests and candidate.failures * primary.requests <= primary.failures * candidate.requests:
         return None
     guard = parse_guard(f"errors<={rollout.failure_budget * 100:g}%@99.9%,n=1", "failure_budget")
     verdict = judge(guard, _NOTHING, candidate, arm, len(rollout.candidates))
@@ -128,7 +139,7 @@ def exceeds_budget(rollout: Rollout, candidate: ArmEvidence, arm: str = "candida
 
 def describe(rollout: Rollout, evidence: Evidence) -> dict[str, Any]:
     """The document of a rollout: where it stands, the evidence and what it says."""
-    verdicts = judge_candidates(rollout, evidence)
+    verdicts = judge_candidates(rollout, evidence, rollout.candidates)
     return {
         "id": rollout.id,
         "model": rollout.model,

@@ -19,6 +19,7 @@ from variants.serving_spec import ServingSpec
 # Larger answers are not kept: an image of classes, say.
 MOST_NUMBERS = 1024
 _SHOWN = 10
+_LARGEST_SQUARE = 1e200  # of a loss: so many of them have a finite sum as nobody ever sends
 
 
 def prediction(metric: str, outputs: Mapping[str, Array]) -> Any:
@@ -87,8 +88,10 @@ def judged(metric: str, predicted: Any, label: Any, names: tuple[str, ...] = ())
     with np.errstate(over="ignore"):
         loss = np.square(truth - given).mean()
         squared = float(loss * loss)
-    if not np.isfinite(squared):
-        raise BadRequestError("the error of the answer is not finite. Send a label of its size.")
+    if not squared <= _LARGEST_SQUARE:
+        raise BadRequestError(
+            "the answer's error is too large to be added up. Send a label of the answer's size."
+        )
     return Feedback(1, loss=float(loss), loss_squares=squared)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -232,11 +232,13 @@ def _drop(
     return change(kept, now, reason, figures=figures)
 
 
+def withdraw(rollout: Rollout, arms: Iterable[Arm], now: float) -> Transition:
+    """Without candidates that an operator retired or removed: a rollout does not bring them back."""
+    return _drop(rollout, [arm.name for arm in arms], now, "retired or removed while the rollout ran", ())
+
+
 def _over_budget(rollout: Rollout, observation: Observation) -> list[Verdict]:
-    found = (
-        exceeds_budget(rollout, observation.evidence.get(arm.name, _NOTHING), arm.name)
-        for arm in rollout.contenders
-    )
+    found = (exceeds_budget(rollout, observation.evidence, arm.name) for arm in rollout.contenders)
     return [verdict for verdict in found if verdict]
 
 

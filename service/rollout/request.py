@@ -27,7 +27,7 @@ Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 class RolloutRequest(BaseModel):
     """The body of `POST /admin/models/{model}/rollouts`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Kind
     candidate: Name | Annotated[tuple[Name, ...], Field(min_length=1, max_length=_MOST_CANDIDATES)] = Field(

@@ -16,7 +16,7 @@ from service.rollout.evidence import ArmEvidence, Feedback, merge
 from service.state.database import Database
 from service.state.leases import Lease, check
 from service.state.sealed import Seal, Served
-from service.state.tables import evidence, secrets, served, writers
+from service.state.tables import evidence, rollouts, secrets, served, writers
 
 _ROWS_PER_ARM = 20
 _SEAL = "seal"
@@ -129,6 +129,8 @@ class EvidenceStore:
     ) -> list[Served]:
         """Joins labels with their answers, each once: all of them, or none.
 
+        They are evidence of rollouts that run; of what has ended nothing follows any more.
+
         Args:
             labels: By the request's id.
             score: Holds an answer against its label; may refuse the label.
@@ -150,7 +152,9 @@ class EvidenceStore:
                 arm = answer.rollout, answer.arm
                 found[arm] = found[arm].merged(counts) if arm in found else counts
                 judged.append(answer)
-            _add(connection, {arm: counts for arm, counts in found.items() if arm[0]}, now)
+            mine = rollouts.c.id.in_({rollout for rollout, _ in found}), rollouts.c.ended.is_(False)
+            running = set(connection.scalars(select(rollouts.c.id).where(*mine)))
+            _add(connection, {arm: counts for arm, counts in found.items() if arm[0] in running}, now)
         return judged
 
     def prune(self, connection: Connection, before: float) -> None:

@@ -126,12 +126,12 @@ class RolloutStore:
             return _find(connection, rollout)
 
     def of(self, model: str | None = None, limit: int = 100) -> list[Rollout]:
-        """Rollouts of a model, or of all, the newest first.
+        """Rollouts of a model, or of all: those that run, then the others, the newest first.
 
         Raises:
             StateAwayError: The database does not answer.
         """
-        query = select(rollouts.c.document).order_by(rollouts.c.created.desc()).limit(limit)
+        query = select(rollouts.c.document).order_by(rollouts.c.ended, rollouts.c.created.desc()).limit(limit)
         if model is not None:
             query = query.where(rollouts.c.model == model)
         with self._database.reading() as connection:

@@ -35,6 +35,7 @@ from service.metrics import Metrics
 from service.pace import DevicePace, Pace
 from service.protocol import InferRequest
 from service.rollout.assignment import assign
+from service.rollout.bandit import parse_reward
 from service.rollout.evidence import ArmEvidence, ArmTally, Feedback
 from service.rollout.rollout import CANDIDATE, PRIMARY, Arm, Kind, Phase, Rollout
 from service.scheduler import Limits, Scheduler
@@ -417,31 +418,84 @@ def named(primary: LoadedVariant, candidate: LoadedVariant, weight: float) -> Ro
     return dataclasses.replace(rollout(candidate), arms=arms, keeps_primary=True)
 
 
+def noting(variant: LoadedVariant, ran: list[LoadedVariant]) -> Callable[[Any], list[Array]]:
+    """A variant's `run` that notes that it ran."""
+    run = variant.run
+
+    def noted(inputs: Any) -> list[Array]:
+        ran.append(variant)
+        return run(inputs)
+
+    return noted
+
+
 def test_who_came_first_goes_first_whatever_the_arm(
     fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
         async with core(fleet) as serving:
             usual = (await ask(serving, model, request())).variant
-            candidate = other_than(model, usual)
-            known = Known(rollout(candidate, 50.0))
+            arms = {PRIMARY: usual, CANDIDATE: other_than(model, usual)}
+            known = Known(rollout(arms[CANDIDATE], 50.0))
             joined(serving, known)
-            keys = {assign(known.rollout, key, "balanced").name: key for key in map(str, range(20))}
+            keys = {}
+            for number in range(20):
+                arm = assign(known.rollout, str(number), "balanced")
+                keys[arm.name if arm else ""] = str(number)
             ran: list[LoadedVariant] = []
-            for variant in (usual, candidate):
-                run = variant.run
-                monkeypatch.setattr(variant, "run", lambda inputs, v=variant, r=run: ran.append(v) or r(inputs))
-            for first, second in ((PRIMARY, CANDIDATE), (CANDIDATE, PRIMARY)):
+            for variant in arms.values():
+                monkeypatch.setattr(variant, "run", noting(variant, ran))
+            for order in ((PRIMARY, CANDIDATE), (CANDIDATE, PRIMARY)):
                 ran.clear()
                 serving.scheduler._busy_until = perf_counter()
                 asked = []
-                for arm in (first, second):
-                    asked.append(asyncio.create_task(ask(serving, model, request(), sticky_key=keys[arm])))
+                for name in order:
+                    asked.append(asyncio.create_task(ask(serving, model, request(), sticky_key=keys[name])))
                     await asyncio.sleep(0.01)
                 serving.scheduler._busy_until = None
                 serving.scheduler._dispatch(asyncio.get_running_loop())
-                assert [(await each).variant for each in asked] == ran
-                assert ran == [{PRIMARY: usual, CANDIDATE: candidate}[arm] for arm in (first, second)]
+                assert [(await each).variant for each in asked] == ran == [arms[name] for name in order]
+
+    on_loop(scenario)
+
+
+def test_a_candidate_that_is_never_in_time_is_as_slow_as_that(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            candidate = other_than(model, (await ask(serving, model, request())).variant)
+            known = Known(rollout(candidate))
+            joined(serving, known)
+            monkeypatch.setattr(candidate, "predict_ms", lambda rows: 900.0)
+            for _ in range(10):
+                answer = await ask(serving, model, request(), max_latency_ms=1000.0)
+                assert answer.variant is not candidate
+                assert answer.total_s < 0.5
+            seen = known.tallies[CANDIDATE].take()
+            assert (seen.requests, seen.misses, seen.retries, seen.failures) == (10, 10, 10, 0)
+            fastest = seen.latency.quantile_s(0.01)
+            assert fastest is not None
+            assert fastest >= 0.7  # and not what the primary took in its place
+            for reward in ("answered", "in_time", "within 100ms"):
+                assert parse_reward(reward).of(seen) == (0, 10)
+
+    on_loop(scenario)
+
+
+def test_a_candidate_that_fails_has_no_latency(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            candidate = other_than(model, (await ask(serving, model, request())).variant)
+            known = Known(rollout(candidate))
+            joined(serving, known)
+            monkeypatch.setattr(candidate, "run", failing)
+            await ask(serving, model, request())
+            seen = known.tallies[CANDIDATE].take()
+            assert (seen.requests, seen.errors, seen.latency.total) == (1, 1, 0)
+            candidate.breaker.answered()
 
     on_loop(scenario)
 
@@ -463,8 +517,8 @@ def test_an_arm_that_is_the_routers_choice_has_all_of_the_callers_time(
             serving.scheduler._dispatch(asyncio.get_running_loop())
             outcome = await asking
             assert (outcome.arm, outcome.variant) == (arm, usual)
-            tally = known.tallies[arm]
-            assert (tally.requests, tally.timeouts, tally.misses, tally.retries) == (1, 0, 0, 0)
+            tally = known.tallies[arm]  # in the caller's time, if not in that which every arm has
+            assert (tally.requests, tally.timeouts, tally.misses, tally.retries) == (1, 0, 1, 0)
 
     on_loop(scenario)
 
@@ -583,6 +637,11 @@ def test_shadow_copies_are_compared_and_never_wait_for(fleet: Fleet, model: Load
             await asyncio.sleep(0.2)
             comparisons = known.tallies[CANDIDATE].comparisons
             assert comparisons.n == 40
+            for arm in (PRIMARY, CANDIDATE):  # both in the runtime alone
+                assert known.tallies[arm].requests == 40
+                slowest = known.tallies[arm].take().latency.quantile_s(0.9)
+                assert slowest is not None
+                assert slowest < 0.004
             sent = [request(seed=number) for number in range(40)]
             same = [direct(usual, s).argmax() == direct(candidate, s).argmax() for s in sent]
             assert comparisons.agreement == sum(same)

@@ -180,3 +180,11 @@ def test_copies_run_when_nothing_else_waits() -> None:
     order = [batch[2][0].number // 10 for _ in range(9) if (batch := backlog.next_batch(0.0))]
     assert order[-3:] == [SHADOW] * 3
     assert order[0] == INTERACTIVE
+
+
+def test_copies_run_one_by_one_as_others_may_come_meanwhile() -> None:
+    backlog: Backlog[Any] = Backlog()
+    variant = Timed("v", 0.0, 1.0, 8)
+    for number in range(3):
+        backlog.push(("v", SHADOW), variant, SHADOW, job(1e6, number))
+    assert [len(batch[2]) for _ in range(3) if (batch := backlog.next_batch(0.0))] == [1, 1, 1]

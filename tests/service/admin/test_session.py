@@ -83,6 +83,14 @@ def test_signing_out_ends_it(admin: Admin) -> None:
     assert "mipgate_session=" in ended.headers["set-cookie"]  # and the browser forgets it
 
 
+def test_signing_out_with_a_key_leaves_the_key(admin: Admin) -> None:
+    key = admin.key(Role.OPERATE)
+    client = admin.client(key)
+    client.cookies.set("mipgate_session", "whatever")
+    assert client.delete("/admin/session").status_code == 200
+    assert admin.client(key).get("/admin/models").status_code == 200
+
+
 def test_a_session_ends_with_its_key(admin: Admin) -> None:
     root = admin.client(admin.key(Role.ADMIN))
     client = signed_in(admin)

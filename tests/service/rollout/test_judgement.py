@@ -111,14 +111,20 @@ def test_guards_share_their_chance_of_being_wrong() -> None:
 
 @pytest.mark.parametrize(("failures", "requests"), [(6, 6), (8, 20), (60, 2000)])
 def test_a_broken_candidate_exceeds_its_budget_at_once(failures: int, requests: int) -> None:
-    verdict = exceeds_budget(rollout(), seen(requests, errors=failures))
+    verdict = exceeds_budget(rollout(), {"candidate": seen(requests, errors=failures)})
     assert verdict is not None
     assert "surely above 1%" in verdict.sentence
 
 
 @pytest.mark.parametrize(("failures", "requests"), [(0, 0), (1, 1), (3, 3), (20, 2000), (12, 1000)])
 def test_bad_luck_does_not(failures: int, requests: int) -> None:
-    assert exceeds_budget(rollout(), seen(requests, errors=failures)) is None
+    assert exceeds_budget(rollout(), {"candidate": seen(requests, errors=failures)}) is None
+
+
+def test_a_candidate_that_fails_no_more_often_than_the_primary_is_not_to_blame() -> None:
+    candidate = seen(1000, timeouts=100)
+    assert exceeds_budget(rollout(), {"primary": seen(1000, timeouts=100), "candidate": candidate}) is None
+    assert exceeds_budget(rollout(), {"primary": seen(1000, timeouts=20), "candidate": candidate}) is not None
 
 
 def test_a_rollout_describes_itself_in_json() -> None:

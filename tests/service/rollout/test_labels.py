@@ -100,7 +100,9 @@ def test_a_label_of_another_form_is_refused(predicted: Any, label: Any, named: s
         judged("accuracy", predicted, label)
 
 
-@pytest.mark.parametrize("label", [[float("nan")], [1e200]])
-def test_an_error_without_bounds_is_refused(label: Any) -> None:
-    with pytest.raises(BadRequestError, match="not finite"):
+@pytest.mark.parametrize(
+    ("label", "named"), [([float("nan")], "not finite"), ([1e200], "too large"), ([1e77], "too large")]
+)
+def test_an_error_that_could_not_be_added_up_is_refused(label: Any, named: str) -> None:
+    with pytest.raises(BadRequestError, match=named):
         judged("mse", [1.0], label)

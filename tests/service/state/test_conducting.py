@@ -147,8 +147,8 @@ def test_expired_sessions_and_old_lines_of_the_audit_are_deleted(
     assert [line.at for line in keys.audited(10)] == [now]
 
 
-def test_a_variant_that_was_deleted_keeps_the_rollout_where_it_is(
-    store: RolloutStore, worker: Callable[[str], Conducting], caplog: pytest.LogCaptureFixture
+def test_a_variant_that_was_deleted_is_not_promoted(
+    store: RolloutStore, worker: Callable[[str], Conducting]
 ) -> None:
     rollout = canary(model="m", build="b" * 12, now=time.time(), phase=Phase.PROGRESSING)
     store.create(begun(rollout))
@@ -156,17 +156,29 @@ def test_a_variant_that_was_deleted_keeps_the_rollout_where_it_is(
     first = worker("w1")
     first.turn(None)
     first.turn(None)
-    assert store.find("r1").phase is Phase.PROMOTING
-    assert [r.message for r in caplog.records if "has no variant" in r.message] == [
-        'rollout r1 stays promoting: m has no variant "int8@bbbbbbbbbbbb". There are '
-        "fp32@aaaaaaaaaaaa, int8@aaaaaaaaaaaa."
-    ]
+    ended = store.find("r1")
+    assert ended.phase is Phase.FAILED
+    assert "retired or removed while the rollout ran" in ended.reason
 
 
 def promoted(store: RolloutStore) -> None:
     """A rollout whose candidate waits for its release."""
     start(store, phase=Phase.PROGRESSING)
     store.change("r1", lambda before, now: command(before, Verb.PROMOTE, "alice", now))
+
+
+def test_what_an_operator_retired_meanwhile_is_not_released(
+    store: RolloutStore, worker: Callable[[str], Conducting], catalog: Catalog
+) -> None:
+    promoted(store)
+    candidate = store.find("r1").candidates[0].variant
+    retired = catalog.card("m").find(*candidate.split("@")).id
+    catalog.change("m", lambda card: card.with_life(retired, Life.RETIRED))
+    first = worker("w1")
+    first.turn(None)
+    first.turn(None)
+    assert store.find("r1").phase is Phase.FAILED
+    assert catalog.card("m").find(retired.recipe, retired.build).life is Life.RETIRED
 
 
 def test_a_card_that_another_changes_holds_up_no_turn(

@@ -10,11 +10,13 @@ from sqlalchemy import text
 from service.errors import BadRequestError, ConflictError, NotFoundError
 from service.protocol import MAX_ID_LENGTH
 from service.rollout.evidence import Feedback
+from service.rollout.rollout import Phase
 from service.state.database import Database
 from service.state.evidence import Batch, EvidenceStore
 from service.state.leases import FencedError, Lease, Leases
+from service.state.rollouts import RolloutStore
 from service.state.sealed import Seal, Served, who_answered
-from tests.service.state.experiments import answers
+from tests.service.state.experiments import answers, begun, canary
 
 ARM = ("r1", "candidate")
 
@@ -116,7 +118,8 @@ def test_only_the_holder_of_the_lease_compacts(store: EvidenceStore) -> None:
     assert store.read("r1")["candidate"].requests == 30
 
 
-def test_a_label_becomes_evidence_of_its_arm(store: EvidenceStore) -> None:
+def test_a_label_becomes_evidence_of_its_arm(store: EvidenceStore, database: Database) -> None:
+    RolloutStore(database).create(begun(canary(now=time.time())))
     store.write("w1", Batch(1, {}, [answer("a"), answer("b"), answer("c", rollout="")]))
     judged = store.judge({"a": 7, "b": 3, "c": 7}, right, 60.0)
     assert [given.request for given in judged] == ["a", "b", "c"]
@@ -124,7 +127,19 @@ def test_a_label_becomes_evidence_of_its_arm(store: EvidenceStore) -> None:
     assert store.read("") == {}
 
 
-def test_a_label_is_joined_once_however_often_and_from_where_it_comes(store: EvidenceStore) -> None:
+def test_labels_of_what_has_ended_are_joined_and_no_evidence(
+    store: EvidenceStore, database: Database
+) -> None:
+    RolloutStore(database).create(begun(canary(now=time.time(), phase=Phase.FAILED)))
+    store.write("w1", Batch(1, {}, [answer("a")]))
+    assert [given.request for given in store.judge({"a": 7}, right, 60.0)] == ["a"]
+    assert store.read("r1") == {}
+
+
+def test_a_label_is_joined_once_however_often_and_from_where_it_comes(
+    store: EvidenceStore, database: Database
+) -> None:
+    RolloutStore(database).create(begun(canary(now=time.time())))
     store.write("w1", Batch(1, {}, [answer("a")]))
 
     def judge(_: int) -> str:
@@ -175,6 +190,7 @@ def close(seal: Seal, given: Served) -> str | None:
 def test_an_id_that_carries_its_answer_is_written_when_its_label_comes_and_once(
     store: EvidenceStore, database: Database
 ) -> None:
+    RolloutStore(database).create(begun(canary(now=time.time())))
     seal = EvidenceStore(database).seal()  # another worker's
     sealed, old = close(seal, answer("n-1")), close(seal, answer("n-2", age_s=100))
     assert sealed is not None
