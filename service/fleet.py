@@ -32,6 +32,7 @@ from variants.variant import Life, Status
 log = logging.getLogger("mipgate.fleet")
 
 _RETRY_S = 10.0
+_LINGERS_S = 30.0  # longer than copies wait, and nearly all requests
 
 
 class Fleet:
@@ -57,6 +58,7 @@ class Fleet:
         self._measured_again: set[str] = set()
         self._failed: dict[str, float] = {}  # when, where the card was not at fault
         self._changing = RLock()
+        self._former: list[tuple[LoadedModel, float]] = []  # and since when others serve in their place
         self.models: dict[str, LoadedModel] = {}
         self.generation = 0  # counts loads and unloads
         self.pace = DevicePace()
@@ -116,6 +118,7 @@ class Fleet:
                 raise
             self._failed.pop(name, None)
             self._metrics.expect(name, (tier.name for tier in model.card.spec.tiers))
+            self._leave(name)
             self.models = self.models | {name: model}  # anew: the event loop may be at it
             self._unloaded.discard(name)
             self.generation += 1
@@ -172,9 +175,28 @@ class Fleet:
     def _drop(self, name: str) -> None:
         """Stops serving a model, if it does; it is looked at anew once it is no longer unloaded."""
         if name in self.models:
+            self._leave(name)
             self.models = {known: model for known, model in self.models.items() if known != name}
             self._seen.pop(name, None)
             self.generation += 1
+
+    def _leave(self, name: str) -> None:
+        if name in self.models:
+            self._former.append((self.models[name], monotonic()))
+
+    def let_go(self, lingers_s: float = _LINGERS_S) -> None:
+        """Closes the variants of what serves no more, once its last requests have long been answered."""
+        now = monotonic()
+        for each in list(self._former):
+            model, since = each
+            if model.inflight or now - since < lingers_s:
+                continue
+            self._former.remove(each)
+            used = [*self._serving(), *(v for other, _ in self._former for v in other.variants.values())]
+            for variant in set(model.variants.values()) - set(used):
+                if variant.is_open:
+                    log.info("%s is closed: nothing routes to it any more", variant.key)
+                    variant.close()
 
     def find(self, name: str) -> LoadedModel:
         """The loaded model of this name.

@@ -177,6 +177,7 @@ class Gateway:
         self._ticking = Ticking(
             {
                 "closing variants for memory": lambda: fleet.trim(depth),
+                "closing variants that left": fleet.let_go,
                 "writing metrics": lambda: fleet.refresh_metrics(datetime.now(UTC), depth),
                 "following keys": operation.follow_keys,
                 "sampling traffic": operation.sample,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,29 @@ def test_a_card_that_is_at_fault_is_not_read_again_until_there_is_another(
     catalog.change("m", lambda newest: newest.with_life(entry("int8").id, Life.RETIRED))
     fleet.load_all()
     assert "m" in fleet.models
+
+
+def test_what_left_gives_its_memory_back_once_nobody_waits_for_it(digits: Catalog) -> None:
+    fleet = Fleet(digits, this_host(), Metrics(CollectorRegistry()), 32)
+    before = fleet.load("digits")
+    gone = before.variants["int8-static"]
+    rest = dataclasses.replace(
+        before, variants={name: each for name, each in before.variants.items() if each is not gone}
+    )
+    fleet._leave("digits")
+    fleet.models = {"digits": rest}
+    fleet.let_go()
+    assert gone.is_open  # requests may be under way that nobody counts
+    before.inflight = 1
+    fleet.let_go(0.0)
+    assert gone.is_open
+    before.inflight = 0
+    fleet.let_go(0.0)
+    assert not gone.is_open
+    assert all(each.is_open for each in rest.variants.values())
+    fleet.unload("digits")
+    fleet.let_go(0.0)
+    assert not any(each.is_open for each in rest.variants.values())
 
 
 def test_a_load_closes_nothing_that_serves_already(digits: Catalog) -> None:
