@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -119,19 +120,19 @@ class PassContext:
         objective = objective or labels_objective(training)
         checkpoint = None
         if self.checkpoints is not None:
-            weights, data = model.weights_digest(), self.splits.digest
-            depends = [TRAINING_VERSION, torch.__version__, repr(model.module), weights, training.chosen()]
-            checkpoint = self.checkpoints.find(*depends, objective.key, data, self.seed)
-        fitted = fit(
-            model,
-            self.splits.train,
-            self.splits.validation,
-            training,
-            seed=self.seed,
-            report=self.report,
-            objective=objective,
-            checkpoint=checkpoint,
-        )
+            depends = [TRAINING_VERSION, torch.__version__, model.digest(), training.chosen()]
+            checkpoint = self.checkpoints.find(*depends, objective.key, self.splits.digest, self.seed)
+        with nullcontext() if checkpoint is None else checkpoint.alone():
+            fitted = fit(
+                model,
+                self.splits.train,
+                self.splits.validation,
+                training,
+                seed=self.seed,
+                report=self.report,
+                objective=objective,
+                checkpoint=checkpoint,
+            )
         self.curves.append(fitted.curve)
         return fitted.model
 

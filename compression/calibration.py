@@ -175,7 +175,8 @@ def _extremes(model: OnnxModel, tensors: Sequence[str], split: Split) -> dict[st
                 float(np.minimum(low, values.min(initial=np.inf))),
                 float(np.maximum(high, values.max(initial=-np.inf))),
             )
+    given = {spec.name for spec in model.signature.inputs}  # a model may take NaN for what is missing
     for name, ends in limits.items():
-        if np.isnan(ends).any():
+        if np.isnan(ends).any() and name not in given:
             raise CalibrationError(f'activation "{name}" is not a number. Mend the model or its data.')
     return {name: ends for name, ends in limits.items() if np.isfinite(ends).all()}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,6 +41,10 @@ class Checkpoint:
     """One training's file."""
 
     path: Path
+
+    def alone(self) -> FileLock:
+        """Held by whoever trains: another process that is to train the same waits, and finds it done."""
+        return FileLock(self.path.with_suffix(".lock"))
 
     def load(self) -> Saved | None:
         """What was saved last, or None when there is nothing intact."""

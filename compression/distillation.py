@@ -165,7 +165,7 @@ def teacher_objective(
             labelled.validation,
             1.0 if splits.validation.labels is None else alpha,
         ),
-        f"soft {[teacher.weights_digest(), temperature, alpha]} beside {labelled.key}",
+        f"soft {[teacher.digest(), temperature, alpha]} beside {labelled.key}",
     )
 
 
@@ -298,9 +298,7 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
 
         weights = [settings.hint_weight, settings.attention_weight]
         names = [[pair.teacher, pair.student] for pair in pairs]
-        return Objective(
-            train, validation, f"{answers.key}, inside {[teacher.weights_digest(), weights, names]}"
-        )
+        return Objective(train, validation, f"{answers.key}, inside {[teacher.digest(), weights, names]}")
 
     def _pairs(self, student: TorchModel, context: PassContext) -> tuple[Pair, ...]:
         return pairs_of(teacher_of(context), student, context.splits.validation, self.settings.hints)

@@ -210,7 +210,7 @@ def _weights(model: OnnxModel) -> Iterator[tuple[Array, Array | int]]:
         for node, position in value.uses():
             layout = _LAYOUTS.get(node.op_type)
             if layout is not None and position in layout.weights:
-                yield tensor.numpy(), _zero_point(node, layout.weights[position], tensor.numpy().ndim)
+                yield tensor.numpy(), _zero_point(node, layout.weights[position], tensor.numpy().shape)
                 break
 
 
@@ -240,7 +240,7 @@ def _encodes(node: ir.Node, position: int) -> bool:
     return producer is not None and producer.op_type == "DynamicQuantizeLinear"
 
 
-def _zero_point(node: ir.Node, position: int, rank: int) -> Array | int:
+def _zero_point(node: ir.Node, position: int, shape: tuple[int, ...]) -> Array | int:
     value = _input(node, position)
     if value is None or value.const_value is None:
         return 0
@@ -248,6 +248,9 @@ def _zero_point(node: ir.Node, position: int, rank: int) -> Array | int:
     if zero.size == 1:
         return zero.reshape(())
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    rank = len(shape)
+    if "block_size" in node.attributes and (block := node.attributes["block_size"].as_int()):
+        return np.repeat(zero, block, axis=axis).take(range(shape[axis]), axis=axis)
     if node.op_type != "DequantizeLinear":
         axis = 0 if "Conv" in node.op_type else rank - 1
     return zero.reshape([-1 if index == axis % rank else 1 for index in range(rank)])

@@ -10,6 +10,7 @@ import onnx
 import torch
 from torch import nn
 
+from compression.code_digest import code_digest
 from compression.signature import Signature
 
 # Torch's encoder layers would read the weights of their parts and call none of them: what is to be counted,
@@ -51,6 +52,11 @@ class TorchModel:
             digest.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
             digest.update(array.reshape(-1).numpy().tobytes())
         return digest.hexdigest()
+
+    def digest(self) -> str:
+        """Sha256 of its layers, its own code and its weights: of all that it computes."""
+        facts = repr(self.module), code_digest(self.module), self.weights_digest()
+        return hashlib.sha256("".join(facts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from compression.signature import Array
 OPERATOR = "MatMulNBits"
 BITS = 4
 _MIDDLE = 8
+_BIAS = 5  # position of what is added, if it is
 
 
 def packed_products(model: OnnxModel) -> list[onnx.NodeProto]:
@@ -41,14 +42,19 @@ def with_plain_products(model: OnnxModel) -> OnnxModel:
     proto.CopyFrom(model.proto)
     graph = proto.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    gone = {name for node in products for name in node.input[1:]}
+    gone = {name for node in products for name in node.input[1:_BIAS]}
     outputs = {node.output[0] for node in products}
     weights: dict[str, Array] = {}
     nodes = []
     for node in graph.node:
         if node.output[0] in outputs:
             weights[node.input[1]] = _weight(node, stored)
-            node = helper.make_node("MatMul", node.input[:2], node.output, name=node.name)
+            bias = node.input[_BIAS] if len(node.input) > _BIAS else ""
+            product = f"{node.output[0]} without bias" if bias else node.output[0]
+            nodes.append(helper.make_node("MatMul", node.input[:2], [product], name=node.name))
+            if not bias:
+                continue
+            node = helper.make_node("Add", [product, bias], node.output)
         nodes.append(node)
     tensors = [tensor for name, tensor in stored.items() if name not in gone]
     tensors += [numpy_helper.from_array(weight, name) for name, weight in weights.items()]
@@ -61,14 +67,16 @@ def with_plain_products(model: OnnxModel) -> OnnxModel:
 
 def _weight(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Array:
     """The weight `(in, out)` of a product as float32."""
-    arrays = [numpy_helper.to_array(stored[name]) for name in node.input[1:] if name]
-    packed, length, width = arrays[0], _number(node, "K"), _number(node, "N")
+    packed, scales, *more = (numpy_helper.to_array(stored[name]) for name in node.input[1:4] if name)
+    length, width = _number(node, "K"), _number(node, "N")
     blocks = packed.shape[1]
     codes = _nibbles(packed).reshape(width, blocks, -1).astype(np.float32)
-    scales = arrays[1].reshape(width, blocks, 1).astype(np.float32)
+    scales = scales.reshape(width, blocks, 1).astype(np.float32)
     zeros: Array | int = _MIDDLE
-    if len(arrays) > 2:
-        zeros = _nibbles(arrays[2].reshape(width, -1)).reshape(width, -1)[:, :blocks, None]
+    if more and more[0].dtype == np.uint8:
+        zeros = _nibbles(more[0].reshape(width, -1)).reshape(width, -1)[:, :blocks, None]
+    elif more:
+        zeros = more[0].reshape(width, blocks, 1).astype(np.float32)
     weight = ((codes - zeros) * scales).reshape(width, -1)[:, :length]
     return np.ascontiguousarray(weight.T, np.float32)
 

@@ -24,6 +24,7 @@ class Job:
         spec: Name of the spec, as `load_spec` takes it.
         folder: Where it leaves files.
         recipe: The recipe to build, or None to prepare.
+        data: Digest of the rows that the recipe was planned with.
         only: Recipes that `prepare` plans; empty for all.
         added: Recipes beside the spec's own, or in the place of one of the same name.
     """
@@ -31,6 +32,7 @@ class Job:
     spec: str
     folder: Path
     recipe: str | None = None
+    data: str = ""
     only: tuple[str, ...] = ()
     added: tuple[Recipe, ...] = ()
 

@@ -90,6 +90,11 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     started = time.perf_counter()
     spec = _spec(job)
     splits = spec.splits()
+    if splits.digest != job.data:
+        return Outcome(
+            failed="the spec's `splits` gives other rows each time it is called: what is held out for the test "
+            "would be trained on. Seed what draws them."
+        )
     reference = reference_model(spec, splits, report_to_parent)
     recipe = spec.recipe(recipe_name)
     context = PassContext(

@@ -22,7 +22,7 @@ _DAY_S = 24 * _HOUR_S
 # Kept to save work that can be done again.
 _CHECKPOINTS, _TRIED = "checkpoints", ("searches", "replicates")
 # Of a process that ended without clearing up.
-_WORK, _LEFT_OVER = "work", ".partial"
+_WORK, _LEFT_OVER = "work", (".partial", ".lock")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def collect(
 def _stale(now: float) -> Iterator[_Victim]:
     """What processes left behind that ended a day ago or earlier."""
     home = mipgate_home()
-    left = (home / _CHECKPOINTS).glob(f"*{_LEFT_OVER}")
+    left = (path for ending in _LEFT_OVER for path in (home / _CHECKPOINTS).glob(f"*{ending}"))
     for path in (*(home / _WORK).glob("*"), *(home / MEASURED).glob("*"), *left):
         victim = _of_home(path, now)
         if now - victim.used > _DAY_S:

@@ -75,13 +75,13 @@ def compare(baseline: Baseline, outputs: Mapping[str, Array], metric: str) -> Co
         outputs: The model's outputs for the same test rows, by name.
         metric: Name of the metric that decides.
     """
-    theirs = {"logits": baseline.logits}
-    judge = find_metric(metric)
+    judge, (_, at, output) = find_metric(metric), metric.partition("@")
+    theirs = {output or "logits": baseline.logits}
     return Comparison(
         name=baseline.name,
         metric=metric,
         baseline=judge.of(theirs, baseline.labels),
         latency_ms=baseline.latency_ms,
         model=estimate(judge, outputs, theirs, baseline.labels),
-        accuracy=estimate(find_metric("accuracy"), outputs, theirs, baseline.labels),
+        accuracy=estimate(find_metric(f"accuracy{at}{output}"), outputs, theirs, baseline.labels),
     )

@@ -180,7 +180,10 @@ def _answers(outputs: Outputs, labels_shape: tuple[int, ...] | None) -> Integers
 
 
 def _correct(outputs: Outputs, labels: Array) -> Floats:
-    return _per_row(predicted_classes(first_output(outputs), labels.shape) == labels)
+    output = first_output(outputs)
+    if not _is_classes(output):
+        _known(labels.reshape(len(labels), -1), output.shape[class_axis(output.shape, labels.shape)])
+    return _per_row(predicted_classes(output, labels.shape) == labels)
 
 
 def _among_top(outputs: Outputs, labels: Array) -> Floats:
@@ -188,6 +191,7 @@ def _among_top(outputs: Outputs, labels: Array) -> Floats:
     axis = class_axis(scores.shape, labels.shape)
     if scores.shape[axis] <= _TOP:
         raise MetricError(f"top5-accuracy of {scores.shape[axis]} classes is always 1. Use accuracy.")
+    _known(labels.reshape(len(labels), -1), scores.shape[axis])
     top = np.argpartition(-scores.astype(np.float64), _TOP - 1, axis=axis).take(range(_TOP), axis=axis)
     return _per_row((top == np.expand_dims(labels, axis)).any(axis=axis))
 
@@ -213,17 +217,27 @@ def _class_counts(outputs: Outputs, labels: Array) -> tuple[Floats, Floats, Floa
         numbers, places = np.unique(np.stack([truth, answers]), return_inverse=True)
         truth, answers = places.reshape(2, *truth.shape)
         classes = len(numbers)
-    known = (truth >= 0) & (truth < classes)
-    if not is_dense and not known.all():
-        raise MetricError(
-            f"label {truth[~known][0]} is none of the {classes} classes that are scored, 0 to {classes - 1}. "
-            "Number classes from 0."
-        )
+    known = _known(truth, classes)
     return (
         _count(truth, classes, known),
         _count(answers, classes, known),
         _count(truth, classes, known & (truth == answers)),
     )
+
+
+def _known(labels: Array, classes: int) -> NDArray[np.bool_]:
+    """Which of the labels `(rows, labels)` are classes.
+
+    Raises:
+        MetricError: A row's only label is none.
+    """
+    known: NDArray[np.bool_] = (labels >= 0) & (labels < classes)
+    if labels.shape[1] == 1 and not known.all():
+        raise MetricError(
+            f"label {labels[~known][0]} is none of the {classes} classes that are scored, "
+            f"0 to {classes - 1}. Number classes from 0."
+        )
+    return known
 
 
 def _count(values: Integers, classes: int, chosen: NDArray[np.bool_]) -> Floats:

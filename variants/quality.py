@@ -129,7 +129,8 @@ def max_abs_error(outputs: Outputs, reference: Outputs) -> float:
 def _same(given: Array, expected: Array) -> NDArray[np.bool_]:
     same: NDArray[np.bool_] = given == expected
     if expected.dtype.kind == "f":
-        same = np.abs(given - expected) <= _SAME * np.std(expected) + _TINY
+        difference = np.abs(given.astype(np.float64) - expected)
+        same = difference <= _SAME * np.std(expected, dtype=np.float64) + _TINY
     return same
 
 

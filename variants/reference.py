@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from compression.base import Facts, Report
 from compression.checkpoint import Checkpoint
+from compression.code_digest import code_digest
 from compression.data import Splits
 from compression.inference import infer
 from compression.model import Model, OnnxModel, TorchModel
 from compression.training import VERSION, Fitted, fit, predict, seeded
 from variants import document
-from variants.code_digest import code_digest
 from variants.comparison import Comparison, compare
 from variants.home import subfolder
 from variants.spec import ModelSpec
@@ -113,6 +113,7 @@ def _key(spec: ModelSpec, splits: Splits) -> str:
 def _save(trained: Fitted, path: Path) -> None:
     fresh = path.with_suffix(".partial")
     curve = json.dumps([asdict(epoch) for epoch in trained.curve])
-    weights = {name: tensor.contiguous() for name, tensor in trained.model.module.state_dict().items()}
+    state = trained.model.module.state_dict()  # two names of it may share a tensor, a file's may not
+    weights = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     save_file(weights, fresh, metadata={"curve": curve})
     fresh.replace(path)

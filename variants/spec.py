@@ -17,13 +17,13 @@ from torch import nn
 
 import variants.zoo
 from compression.base import Student
+from compression.code_digest import code_digest
 from compression.data import Splits, divided
 from compression.model import OnnxModel, TorchModel
 from compression.recipe import Recipe, step
 from compression.signature import Signature
 from compression.training import Training, seeded
 from variants.catalog import KEPT_NAMES
-from variants.code_digest import code_digest
 from variants.comparison import Baseline
 from variants.metrics import MetricError, check_metric
 from variants.registration import GRAPH_FILE, ROWS_FILE, Registration, find_registration
@@ -172,8 +172,8 @@ class ModelSpec:
             module = factory()
         if isinstance(module, OnnxModel):
             return module.weights_digest()
-        weights = TorchModel(module, self.signature).weights_digest()
-        return hashlib.sha256("".join([repr(module), code_digest(module), weights]).encode()).hexdigest()
+        facts = code_digest(factory), TorchModel(module, self.signature).digest()
+        return hashlib.sha256("".join(facts).encode()).hexdigest()
 
     def serving_spec(self) -> ServingSpec:
         """What serving needs to know, without torch."""

@@ -123,8 +123,9 @@ class Tokenize(Before):
 
     def texts(self, tensors: Mapping[str, Array]) -> list[str]:
         """Texts that have about these tokens `(rows, sequence)`: what the tokenizer drops is gone."""
-        rows = zip(tensors["input_ids"], tensors["attention_mask"], strict=True)
-        ids = [row[mask.astype(bool)].tolist() for row, mask in rows]
+        tokens = tensors["input_ids"]
+        masks = tensors.get("attention_mask", tokens != self._padding)
+        ids = [row[mask.astype(bool)].tolist() for row, mask in zip(tokens, masks, strict=True)]
         return self._tokenizer.decode_batch(ids)
 
     def _text(self, row: int, value: bytes) -> str:

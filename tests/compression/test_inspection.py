@@ -66,6 +66,35 @@ def test_an_integer_weight_is_zero_at_its_zero_point_per_channel() -> None:
     assert counts.quantized_operators == {"MatMul": 1}
 
 
+def test_an_integer_weight_may_have_zero_points_by_the_block() -> None:
+    points = np.array([[1, 0, -2], [0, 3, 0]], np.int8)  # of two rows each
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["wd"], axis=0, block_size=2),
+        helper.make_node("MatMul", ["x", "wd"], ["y"]),
+    ]
+    model = graph(
+        nodes,
+        w=(WEIGHT + np.repeat(points, 2, axis=0)).astype(np.int8),
+        w_scale=np.ones((2, 3), np.float32),
+        w_zero=points,
+    )
+    assert (parameters(model), nonzero_parameters(model)) == (12, 9)
+
+
+@pytest.mark.parametrize("zeros", [None, np.full(3, 8.0, np.float32)])
+def test_four_bit_products_of_others_are_read_by_position(zeros: Array | None) -> None:
+    packed = np.full((3, 1, 8), 0x99, np.uint8)  # codes of 9, where 8 is zero
+    packed[0] = 0x88
+    inputs = ["x", "w", "scales", "zeros" if zeros is not None else "", "", "bias"]
+    node = helper.make_node(
+        "MatMulNBits", inputs, ["y"], domain="com.microsoft", K=4, N=3, bits=4, block_size=16
+    )
+    stored = {} if zeros is None else {"zeros": zeros}
+    bias = np.ones(3, np.float32)
+    model = graph([node], w=packed, scales=np.ones(3, np.float32), bias=bias, **stored)
+    assert (parameters(model), nonzero_parameters(model)) == (15, 11)
+
+
 def test_integer_operators_and_their_scales() -> None:
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "x_scale", "x_zero"]),

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from compression.checkpoint import Checkpoint
+from compression.base import PassContext
+from compression.checkpoint import Checkpoint, Checkpoints
 from compression.data import Split, Splits
 from compression.losses import TrainingError
 from compression.model import TorchModel
@@ -178,6 +179,26 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(splits: Splits, tmp
     assert epochs == [0.75, 1.0]
     assert len(resumed.curve) == 4
     assert resumed.model.weights_digest() == whole.model.weights_digest()
+
+
+class Scaled(nn.Linear):
+    """A layer whose code reads what neither its layers nor its weights tell."""
+
+    scale = 1.0
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return super().forward(rows) * self.scale
+
+
+def test_another_code_s_checkpoint_is_not_gone_on_from(splits: Splits, tmp_path: Path) -> None:
+    context = PassContext(splits, None, {}, Training(epochs=1), 0, silent, Checkpoints(tmp_path))
+    with seeded(0):
+        last = Scaled(10, 10)
+        module = nn.Sequential(digits_net((8, 8, 16), 16), last)
+    for scale in (1.0, 2.0, 1.0):
+        last.scale = scale
+        context.fit(TorchModel(module, DIGITS))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_a_checkpoint_that_is_cut_off_starts_again(splits: Splits, tmp_path: Path) -> None:

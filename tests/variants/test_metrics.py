@@ -178,8 +178,13 @@ def test_classes_may_be_any_integers_where_answers_are_classes(name: str) -> Non
         assert metric.value(metric.rows({"y": answers}, labels).mean(axis=0)) == pytest.approx(moved)
 
 
-@pytest.mark.parametrize("name", ["macro-f1", "balanced-accuracy"])
+@pytest.mark.parametrize("name", ["accuracy", "macro-f1", "balanced-accuracy"])
 @pytest.mark.parametrize("label", [3, -1])
 def test_a_label_that_is_no_class_is_told(name: str, label: int) -> None:
     with pytest.raises(MetricError, match=rf"label {label} is none of the 3 classes that are scored, 0 to 2"):
         find_metric(name).rows({"y": np.eye(3, dtype=np.float32)}, np.array([0, 1, label]))
+
+
+def test_the_best_five_do_not_hold_a_label_that_is_no_class() -> None:
+    with pytest.raises(MetricError, match="label 8 is none of the 8 classes"):
+        find_metric("top5-accuracy").rows({"y": np.eye(8, dtype=np.float32)}, np.arange(1, 9))

@@ -67,6 +67,11 @@ def test_rows_come_back_disturbed_and_lie_beside_the_split(tokenize: Tokenize, t
         assert np.array_equal(wrote.rows.inputs["input_ids"], read.rows.inputs["input_ids"])
 
 
+def test_where_there_is_no_mask_what_pads_is_no_text(tokenize: Tokenize) -> None:
+    made = tokenize.run(np.array([b"see you at noon", b"buy now"], dtype=object))
+    assert tokenize.texts({"input_ids": made["input_ids"]}) == ["see you at noon", "buy now"]
+
+
 def test_a_build_judges_disturbed_texts_and_compares_the_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

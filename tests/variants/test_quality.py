@@ -197,6 +197,11 @@ def test_single_values_agree_when_they_are_close_for_their_spread() -> None:
     assert agreement(MSE, column, column) == 1.0
 
 
+def test_numbers_of_half_the_width_have_a_spread() -> None:
+    reference = {"y": np.array([-300.0, 300.0] * 100, np.float16)}
+    assert agreement(MSE, {"y": -reference["y"]}, reference) == 0.0
+
+
 def test_all_numbers_of_all_outputs_count() -> None:
     reference = {"y": np.array([0.0, 100.0]), "z": np.array([[1.0, 2.0], [3.0, 4.0]])}
     assert agreement(MSE, reference | {"y": np.array([0.0, 50.0])}, reference) == pytest.approx(5 / 6)

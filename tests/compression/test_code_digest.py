@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import symbolic_trace
+from torch.nn import functional
 
-from variants.code_digest import code_digest
+from compression.code_digest import code_digest
 
 SOURCE = """
 from torch import Tensor, nn
@@ -78,6 +85,62 @@ def test_it_tells_plain_attributes_and_arguments(tmp_path: Path, monkeypatch: py
     assert code_digest(module.Net(2)) != code_digest(module.Net(8))
     assert code_digest(module.Net(2)) == code_digest(module.Net(2).eval())
     assert code_digest(partial(module.centred, 1)) != code_digest(partial(module.centred, 2))
+
+
+@dataclass
+class Config:
+    eps: float
+
+
+class Configured(nn.Module):
+    """A module that is told apart by what its constructor is given, and by nothing else."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        if isinstance(given, Tensor):
+            self.register_buffer("given", given, persistent=False)
+        else:
+            self.given = given
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (functional.relu, functional.gelu),
+        (torch.relu, torch.tanh),
+        (Config(0.1), Config(0.2)),
+        (SimpleNamespace(eps=0.1), SimpleNamespace(eps=0.2)),
+        ({"a": [1, 2]}, {"a": [1, 3]}),
+        ({1, 2}, {1, 3}),
+        (torch.zeros(2), torch.ones(2)),
+        (torch.tensor(1.0), torch.tensor(2.0)),
+        (np.zeros(2), np.ones(2)),
+        ((torch.zeros(2),), (torch.ones(2),)),
+        (
+            partial(functional.leaky_relu, negative_slope=0.1),
+            partial(functional.leaky_relu, negative_slope=0.2),
+        ),
+        (torch.bfloat16, torch.float16),
+    ],
+)
+def test_it_tells_what_a_constructor_was_given(one: Any, other: Any) -> None:
+    assert code_digest(Configured(one)) == code_digest(Configured(copy.deepcopy(one)))
+    assert code_digest(Configured(one)) != code_digest(Configured(other))
+
+
+def test_it_tells_a_traced_graph_from_another() -> None:
+    traced = [symbolic_trace(module) for module in (nn.ReLU(), nn.Sigmoid(), nn.ReLU())]
+    digests = [code_digest(each) for each in traced]
+    assert digests[0] == digests[2]
+    assert digests[0] != digests[1]
+
+
+def test_a_cache_that_fills_changes_nothing() -> None:
+    made: dict[str, Any] = {"CACHE": {}}
+    exec("def seen(x): return CACHE.setdefault(x, x)", {"__name__": "made", **made}, made)
+    before = code_digest(made["seen"])
+    made["seen"](1)
+    assert code_digest(made["seen"]) == before
 
 
 def test_what_has_no_source_is_told_by_its_instructions() -> None:
