@@ -168,6 +168,7 @@ class Pass(ABC, Generic[S, In, Out]):
     The pipeline calls `requires`, `run`, `ensures` in this order, and `holds` on the finished artifact.
     The model given to `run` is never changed in place. A pass that `only_stores` decides how the finished
     graph lies on disk: answers stay what they are, and whatever wrote the graph anew after it would undo it.
+    One that `holds_weights` keeps some of them at zero or alike, whatever is learned after it.
     """
 
     name: ClassVar[str]
@@ -175,10 +176,15 @@ class Pass(ABC, Generic[S, In, Out]):
     takes: ClassVar[Form]
     gives: ClassVar[Form]
     only_stores: ClassVar[bool] = False
+    holds_weights: ClassVar[bool] = False
     settings_class: ClassVar[type[Settings]]
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Why it cannot come after another pass, whatever the model; an empty string where it can."""
+        return ""
 
     def requires(self, model: In, context: PassContext) -> None:
         """Checks that the pass can be applied.
@@ -212,3 +218,8 @@ class Pass(ABC, Generic[S, In, Out]):
 
 
 AnyPass = Pass[Any, Any, Any]
+
+
+def held_by(before: AnyPass) -> str:
+    """What a pass that gives layers other shapes says of one that holds their weights."""
+    return f"{before.name} holds weights in their shape. Put it behind" if before.holds_weights else ""

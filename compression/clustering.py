@@ -68,6 +68,7 @@ class Cluster(Pass[ClusterSettings, TorchModel, TorchModel]):
     version: ClassVar[int] = 1
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
+    holds_weights: ClassVar[bool] = True
     settings_class: ClassVar[type[Settings]] = ClusterSettings
 
     def requires(self, model: TorchModel, context: PassContext) -> None:

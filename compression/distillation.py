@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compression.base import (
+    AnyPass,
     BrokenPromiseError,
     Facts,
     Pass,
@@ -27,13 +28,7 @@ from compression.inspection import parameters
 from compression.losses import Batch, Loss, Outputs
 from compression.model import Form, OnnxModel, TorchModel
 from compression.signature import Array
-from compression.training import (
-    Objective,
-    Training,
-    labels_objective,
-    predict,
-    seeded,
-)
+from compression.training import Objective, Training, labels_objective, predict, seeded
 
 # The student that is the model that came in.
 CURRENT = "current"
@@ -223,6 +218,15 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = DistillationSettings
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses to throw away what was made before."""
+        student = self.settings.student
+        return (
+            ""
+            if student == CURRENT
+            else f"{student} begins anew, without it. Teach {CURRENT}, or put it behind"
+        )
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are a teacher, a student, and a way in which one imitates the other."""

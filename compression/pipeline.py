@@ -118,6 +118,11 @@ def _check_order(recipe: Recipe, passes: Sequence[AnyPass], source: Form) -> Non
                 f"recipe {recipe.name}: {each.name} takes a torch module, but after {_names(passes[:index])} "
                 "the model is an ONNX graph. Put passes on modules before passes on graphs."
             )
+        for before in passes[:index]:
+            if reason := each.refused_after(before):
+                raise RecipeError(
+                    f"recipe {recipe.name}: {each.name} cannot come after {before.name}: {reason}."
+                )
         if stored := [before.name for before in passes[:index] if before.only_stores]:
             raise RecipeError(
                 f"recipe {recipe.name}: {each.name} writes the graph anew, which undoes {stored[0]}. Put "

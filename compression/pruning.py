@@ -10,7 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    AnyPass,
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    held_by,
+)
 from compression.channels import (
     EXAMPLE_ROWS,
     LAYERS,
@@ -75,6 +84,10 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
     def __init__(self, settings: StructuredPruningSettings) -> None:
         super().__init__(settings)
         self._rounds: list[Facts] = []
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses to reshape layers whose weights are held."""
+        return held_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are layers to prune, and what ranks, teaches and judges them."""

@@ -11,7 +11,7 @@ import optuna
 import torch
 from pydantic import Field
 
-from compression.base import Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import AnyPass, Facts, Pass, PassContext, PassRefusedError, Settings, held_by
 from compression.channels import MOST_OF_A_LAYER, Survey, Widths, narrowed
 from compression.chatter import quiet
 from compression.data import Split
@@ -78,6 +78,10 @@ class RatioSearch(Pass[RatioSearchSettings, TorchModel, TorchModel]):
     def __init__(self, settings: RatioSearchSettings) -> None:
         super().__init__(settings)
         self._found: Facts = {}
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses to reshape layers whose weights are held."""
+        return held_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are layers to prune, and what ranks, judges and teaches them."""

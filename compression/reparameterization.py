@@ -16,7 +16,16 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    AnyPass,
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    held_by,
+)
 from compression.inspection import parameters
 from compression.model import Form, OnnxModel, TorchModel
 from compression.training import predict
@@ -74,6 +83,10 @@ class Fuse(Pass[FuseSettings, TorchModel, TorchModel]):
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = FuseSettings
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses to reshape layers whose weights are held."""
+        return held_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that something can be fused, and that no layer's weights are held by a parametrization."""
