@@ -75,7 +75,7 @@ class Experiments:
         self._metrics = metrics
         self._keeps = keeps
         self._copy_every_s = 1 / copies_per_s if copies_per_s else float("inf")
-        self._next_copy = 0.0
+        self._next_copy = 0.0 if copies_per_s else float("inf")
         self._draw = draw
         self._copies: set[asyncio.Task[None]] = set()
         # By rollout and its version, arm, model, the router's choice and floor. Objects: another is another.
@@ -144,6 +144,11 @@ class Experiments:
             tally.answered(max(course.total_s, course.deadline - course.arrived))
         else:
             tally.requests += 1
+
+    def abandoned(self, part: Part) -> None:
+        """Counts a request whose client did not wait for its answer: for it, that was late."""
+        part.tally.requests += 1
+        part.tally.misses += 1
 
     async def judge(
         self, labels: Mapping[str, Any], spec_of: Callable[[str], ServingSpec], age_s: float

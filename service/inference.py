@@ -95,6 +95,8 @@ class Inference:
             done = await self._answer(course, parameters)
         except asyncio.CancelledError:
             self._count(course, "client_error")
+            if self.experiments is not None and course.part is not None:
+                self.experiments.abandoned(course.part)
             raise
         except ServiceError as error:
             self._failed(course, error)

@@ -44,11 +44,11 @@ def life_change(verb: str, life: Life) -> Handler:
     async def handler(desk: Desk, request: Request, who: Principal) -> Response:
         await read_body(request, Body)
         desk.require_changeable()
-        variant, before = await asyncio.to_thread(_change_life, desk, request.path_params, life)
-        target, states = str(variant), ({"life": before.value}, {"life": life.value})
-        if before is not life:
-            await desk.audit(who, verb, target, *states)
-        return answer({"variant": target, "life": life.value, "was": before.value})
+        variant, before, after = await asyncio.to_thread(_change_life, desk, request.path_params, life)
+        target = str(variant)
+        if before is not after:
+            await desk.audit(who, verb, target, {"life": before.value}, {"life": after.value})
+        return answer({"variant": target, "life": after.value, "was": before.value})
 
     return handler
 
@@ -89,8 +89,8 @@ def _models(desk: Desk) -> list[dict[str, Any]]:
     return listed
 
 
-def _change_life(desk: Desk, path: dict[str, str], life: Life) -> tuple[VariantId, Life]:
-    """Moves the variant; returns it and the life that it had.
+def _change_life(desk: Desk, path: dict[str, str], life: Life) -> tuple[VariantId, Life, Life]:
+    """Moves the variant; returns it, and the lives that it had and has.
 
     Raises:
         NotFoundError: There is no such variant.
@@ -103,14 +103,15 @@ def _change_life(desk: Desk, path: dict[str, str], life: Life) -> tuple[VariantI
 
     def moved(newest: Card) -> Card:
         lives.append(newest.find(variant.recipe, variant.build).life)
-        return newest.with_life(variant, life)
+        serves = life is Life.CANDIDATE and lives[-1] is Life.RELEASED  # it is loaded, and more than that
+        return newest if serves else newest.with_life(variant, life)
 
     try:
-        desk.catalog.change(variant.model, moved, wait_s=_WAIT_S)
+        card = desk.catalog.change(variant.model, moved, wait_s=_WAIT_S)
     except UnknownVariantError as error:
         raise NotFoundError(str(error)) from error
     except CatalogBusyError as error:
         raise UnavailableError(f"nothing was changed: {error}") from error
     except CatalogError as error:
         raise ConflictError(str(error)) from error
-    return variant, lives[0]
+    return variant, lives[-1], card.find(variant.recipe, variant.build).life

@@ -604,6 +604,25 @@ def test_what_nobody_can_compute_counts_against_no_arm(
     on_loop(scenario)
 
 
+def test_a_client_that_does_not_wait_for_its_arm_found_it_late(fleet: Fleet, model: LoadedModel) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            candidate = other_than(model, (await ask(serving, model, request())).variant)
+            known = Known(rollout(candidate))
+            joined(serving, known)
+            serving.scheduler._busy_until = perf_counter()
+            asking = asyncio.create_task(ask(serving, model, request()))
+            await asyncio.sleep(0.01)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            serving.scheduler._busy_until = None
+            tally = known.tallies[CANDIDATE]
+            assert (tally.requests, tally.misses, tally.errors) == (1, 1, 0)
+
+    on_loop(scenario)
+
+
 def test_a_candidate_below_a_callers_floor_gets_none_of_its_requests(
     fleet: Fleet, model: LoadedModel
 ) -> None:

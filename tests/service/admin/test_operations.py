@@ -48,6 +48,8 @@ def test_a_variant_is_retired_and_released_again(admin: Admin) -> None:
     assert lives["int8-static"] == "retired"
     assert client.post("/admin/models/digits/variants/int8-static/load").json()["life"] == "candidate"
     assert client.post("/admin/models/digits/variants/int8-static/release").json()["was"] == "candidate"
+    again = client.post("/admin/models/digits/variants/int8-static/load").json()
+    assert (again["was"], again["life"]) == ("released", "released")  # it is loaded, and stays in traffic
     variant = retired.json()["variant"]
     assert admin.audited() == [f"loopback: {verb} {variant}" for verb in ("release", "load", "retire")]
 
