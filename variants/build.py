@@ -277,14 +277,18 @@ def _with_entries(card: Card, prepared: Prepared, builds: _Builds) -> Card:
 
 def _profile_missing(card: Card, builds: _Builds, host: Host, folder: Path) -> Measurements:
     known = card.measured_on(host).profiles
-    missing = [item for item in builds.stored.values() if item.variant.id.version not in known]
-    if not missing:
-        return Measurements()
     reference = _baseline(card, builds)
     bench = Bench(
         card.spec.metric, reference, validation=folder / VALIDATION_FILE, test=folder / SAMPLES_FILE
     )
-    return profile_variants(bench, missing, host, builds.progress)
+    fresh = {item.variant.id.version: item for item in builds.stored.values()}
+    missing = [item for version, item in fresh.items() if not bench.has_judged(known.get(version, ()))]
+    for entry in card.entries:  # those of earlier builds are compared with these: by the same measure
+        profiles = known.get(entry.id.version, ())
+        is_old = profiles and entry.id.version not in fresh and entry.life is not Life.RETIRED
+        if is_old and not bench.has_judged(profiles):
+            missing.append(builds.catalog.open(entry.id))
+    return profile_variants(bench, missing, host, builds.progress) if missing else Measurements()
 
 
 def _baseline(card: Card, builds: _Builds) -> StoredVariant:

@@ -66,6 +66,8 @@ class Profile:
         taken: ISO 8601 time, UTC.
         golden_deviation: Largest difference from the golden rows' outputs when quality was measured, as
             `variants.golden.deviation` has it; None when it was not recorded.
+        judged_with: Digest of the metric, the reference and the rows that quality is about: with others it is
+            another figure. Empty when it was not recorded.
     """
 
     runtime: str
@@ -77,6 +79,7 @@ class Profile:
     quality: Quality
     taken: str
     golden_deviation: float | None = None
+    judged_with: str = ""
 
     def predict_ms(self, rows: int) -> float:
         """Median time of a call with this many rows.

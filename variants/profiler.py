@@ -12,7 +12,8 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock
@@ -68,6 +69,16 @@ class Bench:
     validation: Path
     test: Path
 
+    @cached_property
+    def digest(self) -> str:
+        """Tells what a quality is about from what another is."""
+        facts = self.metric, self.reference.variant.id.tag, sha256(self.validation), sha256(self.test)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+
+    def has_judged(self, profiles: Sequence[Profile]) -> bool:
+        """Whether these profiles' qualities are about the same as its own."""
+        return bool(profiles) and all(each.judged_with in ("", self.digest) for each in profiles)
+
 
 def profile_variants(
     bench: Bench, stored: Sequence[StoredVariant], host: Host, progress: Reporter, *, again: bool = False
@@ -96,7 +107,6 @@ def _profile_all(
     again: bool,
 ) -> Measurements:
     measurements = Measurements()
-    rows = sha256(bench.validation) + sha256(bench.test)
     runtimes = available_runtimes(host)
     for item in stored:
         version = item.variant.id.version
@@ -104,10 +114,11 @@ def _profile_all(
         for number, runtime in enumerate(allowed):
             progress.update(item.variant.id.recipe, f"profiling on {runtime}", number / len(allowed))
             try:
-                path = _kept_at(bench, rows, item, runtime, host)
+                path = _kept_at(bench, item, runtime, host)
                 profile = None if again else _kept(path)
                 if profile is None:
-                    profile = _measure(bench, item, runtime, host, shared)
+                    measured = _measure(bench, item, runtime, host, shared)
+                    profile = replace(measured, judged_with=bench.digest)
                     _keep(path, profile)
                 measurements.kept.append(path)
             except WorkerError as error:
@@ -115,15 +126,14 @@ def _profile_all(
                 measurements.refusals.setdefault(version, {})[str(runtime)] = str(error)
             else:
                 measurements.profiles.setdefault(version, []).append(profile)
-        measured = len(measurements.profiles.get(version, []))
-        progress.finish(item.variant.id.recipe, f"profiled on {measured} of {len(allowed)} runtimes")
+        profiles = measurements.profiles.get(version, [])
+        progress.finish(item.variant.id.recipe, f"profiled on {len(profiles)} of {len(allowed)} runtimes")
     return measurements
 
 
-def _kept_at(bench: Bench, rows: str, item: StoredVariant, runtime: Runtime, host: Host) -> Path:
+def _kept_at(bench: Bench, item: StoredVariant, runtime: Runtime, host: Host) -> Path:
     """Where a measurement is kept, by all that it depends on."""
-    reference = bench.reference.variant.id.tag
-    facts = (host.fingerprint, str(runtime), bench.metric, reference, item.variant.id.tag, rows)
+    facts = host.fingerprint, str(runtime), bench.digest, item.variant.id.tag
     return subfolder(MEASURED) / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.json"
 
 
@@ -160,7 +170,8 @@ def profile_model(
         model: Its name.
         host: This host.
         progress: Receives the progress.
-        again: Whether variants that have profiles of this host are measured once more.
+        again: Whether variants that have profiles of this host are measured once more. Those that were held
+            against another reference, other rows or by another metric are in any case.
         doubted: Profiles by `recipe@build` that are to be replaced, unless someone did so meanwhile.
 
     Returns:
@@ -182,6 +193,14 @@ def _profile_missing(
     catalog: Catalog, card: Card, trusted: Set[str], host: Host, progress: Reporter, *, again: bool
 ) -> Card:
     model = card.spec.model
+    bench = Bench(
+        metric=card.spec.metric,
+        reference=catalog.open(card.find(card.spec.reference).id),
+        validation=catalog.card_file(model, VALIDATION_FILE),
+        test=catalog.card_file(model, SAMPLES_FILE),
+    )
+    known = card.measured_on(host).profiles
+    trusted = {version for version in trusted if bench.has_judged(known[version])}
     wanted = [e for e in card.entries if e.failure is None and e.id.version not in trusted]
     stored = []
     for entry in wanted:
@@ -191,12 +210,6 @@ def _profile_missing(
             log.error("%s is not profiled: %s", entry.id, error)
     if not stored:
         return card
-    bench = Bench(
-        metric=card.spec.metric,
-        reference=catalog.open(card.find(card.spec.reference).id),
-        validation=catalog.card_file(model, VALIDATION_FILE),
-        test=catalog.card_file(model, SAMPLES_FILE),
-    )
     measured = profile_variants(bench, stored, host, progress, again=again)
     try:
         catalog.change(model, lambda c: c.with_profiles(host, measured.profiles, measured.refusals))

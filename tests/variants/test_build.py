@@ -243,6 +243,48 @@ def test_while_a_build_measures_others_may_change_the_card_and_nothing_of_it_is_
     assert ended.returncode == 0, ended.stderr
 
 
+# What was held against another reference, other rows or by another metric is measured again, all of a model.
+COMPARED = """
+from dataclasses import replace
+import variants.build
+from variants.build import build
+from variants.catalog import Catalog
+from variants.host import this_host
+from variants.profiler import Measurements, profile_model
+from variants.progress import Lines
+
+catalog, host, asked = Catalog(), this_host(), []
+known = catalog.card("digits").hosts[host.fingerprint].profiles
+versions = sorted(known)
+(digest,) = {each.judged_with for profiles in known.values() for each in profiles}
+assert digest
+
+def measure(bench, missing, host, progress, again=False):
+    assert bench.digest == digest
+    asked.append(sorted(item.variant.id.version for item in missing))
+    return Measurements({item.variant.id.version: known[item.variant.id.version] for item in missing})
+
+variants.build.profile_variants = variants.profiler.profile_variants = measure
+others = {v: [replace(p, judged_with="others") for p in profiles] for v, profiles in known.items()}
+catalog.change("digits", lambda card: card.with_profiles(host, others, {}))
+build("digits", catalog, host, Lines(), recipes=["fp16"])
+assert asked == [versions], asked
+build("digits", catalog, host, Lines(), recipes=["fp16"])
+profile_model(catalog, "digits", host, Lines(), again=False)
+assert len(asked) == 1
+catalog.change("digits", lambda card: card.with_profiles(host, others, {}))
+profile_model(catalog, "digits", host, Lines(), again=False)
+assert asked[1:] == [versions]
+"""
+
+
+def test_what_was_judged_otherwise_is_judged_again_with_the_others(homes: Homes) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", COMPARED], env=homes.environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 # A build that cannot publish what it measured, and the next one.
 CUT_OFF = """
 from dataclasses import replace
