@@ -92,7 +92,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     splits = spec.splits()
     if splits.digest != job.data:
         return Outcome(
-            failed="the spec's `splits` gives other rows each time it is called: what is held out for the test "
+            failed="the spec's `splits` gives other rows each time it is called: what is held out for tests "
             "would be trained on. Seed what draws them."
         )
     reference = reference_model(spec, splits, report_to_parent)

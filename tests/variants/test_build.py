@@ -395,6 +395,16 @@ def test_a_spec_that_is_wrong_builds_nothing_and_says_why(empty: Homes, spec: st
     assert not (empty.bentoml / "models").exists() or not list((empty.bentoml / "models").iterdir())
 
 
+def test_splits_that_are_drawn_anew_each_time_build_nothing(empty: Homes) -> None:
+    ended = mipgate(empty, "build", f"{SPECS}:UNSEEDED", "--recipe", "fp32", status=1)
+    assert "gives other rows each time it is called" in ended.stderr
+
+
+def test_a_reference_whose_layers_share_weights_is_trained_and_kept(empty: Homes) -> None:
+    for number in ("2 built, 0 cached", "0 built, 2 cached"):
+        assert f"tiny: {number}" in mipgate(empty, "build", f"{SPECS}:TIED", "--quiet").stderr
+
+
 def test_an_unknown_recipe_says_which_there_are(empty: Homes) -> None:
     ended = mipgate(empty, "build", f"{SPECS}:TINY", "--recipe", "int9", status=1)
     assert 'tiny has no recipe "int9". There are fp32, fp16' in ended.stderr

@@ -10,6 +10,7 @@ from torch import nn
 from compression.data import Split, Splits
 from compression.recipe import Recipe, step
 from compression.signature import Signature, TensorSpec
+from compression.training import Training
 from variants.spec import ModelSpec
 
 WIDTH, CLASSES = 64, 3
@@ -64,6 +65,20 @@ ENDLESS = replace(
         *TINY.recipes[:2],
         Recipe(name="endless", steps=(step("distill", student="narrow", epochs=1_000_000),)),
     ),
+)
+
+UNSEEDED = replace(
+    TINY, splits=lambda: Splits(*(_split(np.random.default_rng(), rows) for rows in (64, 64, 80, 80)))
+)
+
+
+def _tied() -> nn.Module:
+    first = nn.Linear(WIDTH, WIDTH)
+    return nn.Sequential(first, nn.ReLU(), first, nn.Linear(WIDTH, CLASSES))
+
+
+TIED = replace(
+    TINY, factory=_tied, train_reference=True, training=Training(epochs=1), recipes=TINY.recipes[:2]
 )
 
 MISSPELLED = replace(TINY, recipes=(*TINY.recipes[:2], Recipe(name="typo", steps=(step("fp61"),))))
