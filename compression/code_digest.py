@@ -86,9 +86,9 @@ def _text(value: Any, named: list[Any], depth: int = 4) -> str:
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     if isinstance(value, torch.Tensor):
         stored = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(stored).hexdigest()}"
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(stored.data).hexdigest()}"
     if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value)).hexdigest()}"
+        return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}"
     if isinstance(value, ModuleType) or depth == 0:
         return type(value).__qualname__
     if isinstance(value, dict):
