@@ -28,6 +28,7 @@ class Recipe(BaseModel):
         steps: The passes with their settings.
         timeout_s: How long a build of it may take; None for what the spec says.
         seed: Seeds what its passes draw; None for the model's own. It tells luck from merit.
+        by_default: Whether it is built where no recipe is named. What others are only held against need not be.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +37,7 @@ class Recipe(BaseModel):
     steps: tuple[Step, ...] = ()
     timeout_s: float | None = Field(default=None, gt=0)
     seed: int | None = Field(default=None, ge=0, lt=2**32)
+    by_default: bool = True
 
     def canonical(self) -> list[dict[str, Any]]:
         """The steps as plain JSON, in order."""

@@ -92,7 +92,7 @@ def build(
         catalog: Where variants are published.
         host: This host, which they are profiled on.
         progress: Receives the progress.
-        recipes: Only these, and the reference; empty for all of the spec's, unless recipes are added.
+        recipes: Only these, and the reference; empty for the spec's defaults, unless recipes are added.
         added: Recipes to build beside the spec's own, or in the place of one of the same name.
         jobs: How many variants are compressed side by side.
         timeout_s: How long one variant may take; None for what its recipe or the spec says.

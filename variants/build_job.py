@@ -25,7 +25,7 @@ class Job:
         folder: Where it leaves files.
         recipe: The recipe to build, or None to prepare.
         data: Digest of the rows that the recipe was planned with.
-        only: Recipes that `prepare` plans; empty for all.
+        only: Recipes that `prepare` plans beside the reference; empty for the spec's defaults.
         added: Recipes beside the spec's own, or in the place of one of the same name.
     """
 

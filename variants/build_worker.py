@@ -55,7 +55,11 @@ def prepare(job: Job) -> Prepared:
     spec = _spec(job)
     for name in job.only:
         spec.recipe(name)  # an unknown name is an error before anything is trained
-    wanted = [r for r in spec.recipes if not job.only or r.name in (*job.only, spec.reference)]
+    wanted = [
+        recipe
+        for recipe in spec.recipes
+        if recipe.name == spec.reference or (recipe.name in job.only if job.only else recipe.by_default)
+    ]
     versions = {recipe.name: pass_versions(recipe) for recipe in wanted}
     splits = spec.splits()
     write_split(job.folder / SAMPLES_FILE, splits.test)

@@ -405,6 +405,12 @@ def test_a_reference_whose_layers_share_weights_is_trained_and_kept(empty: Homes
         assert f"tiny: {number}" in mipgate(empty, "build", f"{SPECS}:TIED", "--quiet").stderr
 
 
+def test_what_is_no_default_is_built_when_it_is_named(empty: Homes) -> None:
+    assert "tiny: 2 built" in mipgate(empty, "build", f"{SPECS}:CONTROLLED", "--quiet").stderr
+    named = mipgate(empty, "build", f"{SPECS}:CONTROLLED", "--recipe", "control")
+    assert "tiny: 1 built, 1 cached" in named.stderr and "control" in named.stdout
+
+
 def test_an_unknown_recipe_says_which_there_are(empty: Homes) -> None:
     ended = mipgate(empty, "build", f"{SPECS}:TINY", "--recipe", "int9", status=1)
     assert 'tiny has no recipe "int9". There are fp32, fp16' in ended.stderr

@@ -81,6 +81,10 @@ TIED = replace(
     TINY, factory=_tied, train_reference=True, training=Training(epochs=1), recipes=TINY.recipes[:2]
 )
 
+CONTROLLED = replace(
+    TINY, recipes=(*TINY.recipes[:2], Recipe(name="control", steps=(step("fp16"),), by_default=False))
+)
+
 MISSPELLED = replace(TINY, recipes=(*TINY.recipes[:2], Recipe(name="typo", steps=(step("fp61"),))))
 
 PACKED = replace(

@@ -208,7 +208,7 @@ SPEC = ModelSpec(
         Recipe(name="low-rank", steps=(_LOW_RANK,)),
         Recipe(name="low-rank-int8", steps=(_LOW_RANK, step("int8-static"))),
         Recipe(name="distilled", steps=(_NARROWED, _TAUGHT)),
-        Recipe(name="undistilled", steps=(_NARROWED, _UNTAUGHT)),
+        Recipe(name="undistilled", steps=(_NARROWED, _UNTAUGHT), by_default=False),
         Recipe(name="distilled-int8", steps=(_NARROWED, _TAUGHT, step("int8-static"))),
         Recipe(
             name="deep-compressed",
