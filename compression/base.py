@@ -221,5 +221,5 @@ AnyPass = Pass[Any, Any, Any]
 
 
 def held_by(before: AnyPass) -> str:
-    """What a pass that gives layers other shapes says of one that holds their weights."""
+    """What a pass that needs all weights free says of one that holds their weights."""
     return f"{before.name} holds weights in their shape. Put it behind" if before.holds_weights else ""

@@ -1,4 +1,7 @@
-"""What a module computes beside its weights: the code of its classes and all that they refer to."""
+"""What a module computes beside its weights: the code of its classes and all that they refer to.
+
+The same in every process: neither addresses nor the order of sets are part of it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import hashlib
 import inspect
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,15 +26,17 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LIBRARIES = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "sklearn")
 _INTERNAL = {*vars(nn.Module()), *vars(GraphModule(nn.Module(), torch.fx.Graph()))}
 _ADDRESS = " at 0x"
-_CODE = (type, FunctionType, BuiltinFunctionType, MethodType, partial)
+_CODE = (type, FunctionType, BuiltinFunctionType, MethodType, partial, torch.jit.ScriptFunction, nn.Module)
+_DEPTH = 4  # of what objects hold
 
 
 def code_digest(*of: Any) -> str:
     """Sha256 of modules, classes and functions: their sources, and those of what they refer to.
 
-    A class brings its bases; a function the functions, classes and values that it names and that its file
+    A class brings its bases; a function the functions, classes and constants that it names and that its file
     defines or imports, libraries' left out; a module the attributes of all its parts, such as a number of
-    heads, an activation or a buffer that is not stored, which neither its layers nor its weights tell.
+    heads, an activation or a buffer that is not stored, which neither its layers nor its weights tell. What
+    may change while a program runs, as a global dictionary does, is no constant.
     """
     digest = hashlib.sha256()
     waiting, seen = deque(of), set[int]()
@@ -59,80 +64,146 @@ def _told(of: Any) -> tuple[str, list[Any]]:
             code = part.code if isinstance(part, GraphModule) else ""
             told.append((name, type(part).__qualname__, code, _values([*held, *unstored], named)))
         return repr(told), [*named, *(type(part) for part in of.modules())]
+    if isinstance(of, torch.jit.ScriptFunction):
+        return str(of.code), []
     if isinstance(of, partial):
         return _values([*enumerate(of.args), *of.keywords.items()], named), [of.func, *named]
     if isinstance(of, MethodType):
         return "", [of.__func__, of.__self__]
-    if isinstance(of, type) and _is_own(of):
-        functions = [function for member in vars(of).values() for function in _functions(member)]
-        return _source(of) + _values(_globals(functions), named), [*of.__bases__, *named]
+    if isinstance(of, type):
+        if not _is_own(of):  # what is made of one's own, as torch's parametrized layers, has it as a base
+            return "", list(of.__bases__)
+        named = [function for member in vars(of).values() for function in _functions(member)]
+        constants = [
+            (name, member)
+            for name, member in vars(of).items()
+            if not name.startswith("__") and _is_constant(member)
+        ]
+        return _source(of) + _values(constants, named), [*of.__bases__, *named]
     if isinstance(of, FunctionType) and _is_own(of):
-        return _source(of) + _values(_globals([of]), named), named
-    return "", []
+        defaults = [*enumerate(of.__defaults__ or ()), *(of.__kwdefaults__ or {}).items()]
+        text = _source(of) + _code(of.__code__) + _values([*defaults, *_globals(of)], named)
+        return text, [*named, *_wrapped(of)]
+    return "", _wrapped(of)
 
 
-def _values(of: Sequence[tuple[Any, Any]], named: list[Any]) -> str:
+def _values(of: Iterable[tuple[Any, Any]], named: list[Any]) -> str:
     """Named values as text; what is code or has some goes to `named`."""
     return repr(sorted((str(name), _text(value, named)) for name, value in of))
 
 
-def _text(value: Any, named: list[Any], depth: int = 4) -> str:
+def _text(value: Any, named: list[Any], depth: int = _DEPTH) -> str:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Enum):
         return str(value)
-    if isinstance(value, (*_CODE, nn.Module)):
+    if isinstance(value, _CODE) or _wrapped(value):
         named.append(value)
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     if isinstance(value, torch.Tensor):
-        stored = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(stored.data).hexdigest()}"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}"
+        return f"{value.dtype} {tuple(value.shape)} {_sha256(value)}"
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, ModuleType) or depth == 0:
         return type(value).__qualname__
-    if isinstance(value, dict):
-        parts = sorted((repr(key), _text(each, named, depth - 1)) for key, each in value.items())
-    elif isinstance(value, set | frozenset):
-        parts = sorted(("", _text(each, named, depth - 1)) for each in value)
-    elif isinstance(value, tuple | list):
-        parts = [("", _text(each, named, depth - 1)) for each in value]
-    elif is_dataclass(value):
-        parts = [(f.name, _text(getattr(value, f.name), named, depth - 1)) for f in fields(value)]
-    elif _ADDRESS not in (text := repr(value)):
-        return text
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        parts = _in_order(value.items(), named, depth + 1)
+    elif isinstance(value, Set):
+        parts = _in_order(value, named, depth)
+    elif isinstance(value, tuple | list | deque):
+        parts = [_text(each, named, depth - 1) for each in value]
+    elif attributes := _attributes(value):
+        named.append(type(value))
+        parts = _in_order(attributes.items(), named, depth + 1)
     else:
-        parts = sorted(
-            (key, _text(each, named, depth - 1)) for key, each in getattr(value, "__dict__", {}).items()
-        )
+        return _said(value)
     return f"{type(value).__qualname__} {parts}"
 
 
-def _globals(functions: Sequence[FunctionType]) -> list[tuple[str, Any]]:
-    """The constants and code of their files that functions name, and of the functions around them.
+def _in_order(of: Iterable[Any], named: list[Any], depth: int) -> list[str]:
+    """The texts of what has no order, or one that does not matter, and their code in the same order."""
+    told = []
+    for each in of:
+        own: list[Any] = []
+        told.append((_text(each, own, depth - 1), own))
+    told.sort(key=lambda item: (item[0], [str(getattr(code, "__module__", "")) for code in item[1]]))
+    for _, own in told:
+        named.extend(own)
+    return [text for text, _ in told]
 
-    What may change while a program runs, as a cache does, is none.
-    """
-    found: dict[str, Any] = {}
-    for function in functions:
-        known = dict(function.__globals__)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                known[name] = cell.cell_contents
-            except ValueError:  # it is not set yet
-                continue
-        names = {*_names(function.__code__), *function.__code__.co_freevars}
-        found |= {name: known[name] for name in names if name in known and _is_constant(known[name])}
-    return sorted(found.items(), key=lambda item: item[0])
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object holds; nothing of the standard library's, which say it themselves."""
+    kind = type(value)
+    if _package(kind) in sys.stdlib_module_names and kind is not SimpleNamespace:
+        return {}
+    held = dict(getattr(value, "__dict__", {}))
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        names = (slots,) if isinstance(slots, str) else slots
+        held |= {name: getattr(value, name) for name in names if hasattr(value, name)}
+    held.pop("__dict__", None)
+    held.pop("__weakref__", None)
+    return held
+
+
+def _said(value: Any) -> str:
+    """What an object says of itself, if that is the same in every process."""
+    try:
+        text = repr(value)
+    except Exception:  # it may be anything
+        text = _ADDRESS
+    return type(value).__qualname__ if _ADDRESS in text else text
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    if tensor.is_meta:
+        return ""
+    plain = tensor.detach().cpu()
+    if plain.is_quantized:
+        plain = plain.dequantize()
+    elif plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    plain = plain.resolve_conj().resolve_neg().reshape(-1)
+    return hashlib.sha256(plain.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _globals(function: FunctionType) -> list[tuple[str, Any]]:
+    """The constants and code of its file that a function names, and of the functions around it."""
+    known = dict(function.__globals__)
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            known[name] = cell.cell_contents
+        except ValueError:  # it is not set yet
+            continue
+    names = {*_names(function.__code__), *function.__code__.co_freevars}
+    return sorted(_constants(known, names), key=lambda item: item[0])
+
+
+def _constants(known: Mapping[str, Any], names: Set[str], within: str = "") -> Iterator[tuple[str, Any]]:
+    for name in names & known.keys():
+        value = known[name]
+        if isinstance(value, ModuleType):
+            if _is_own(value) and within.count(".") < _DEPTH:  # its names stand beside its own
+                yield from _constants(vars(value), names, f"{within}{name}.")
+        elif _is_constant(value):
+            yield within + name, value
 
 
 def _source(of: type | FunctionType) -> str:
-    """Its source; of what was made without one, as by `exec`, the name and a function's instructions."""
+    """Its source, or of what was made without one, as by `exec`, its name."""
     try:
-        return inspect.getsource(of)
-    except OSError:
-        code = of.__code__.co_code.hex() if isinstance(of, FunctionType) else ""
-        return f"{of.__module__}.{of.__qualname__} {code}"
+        return inspect.getsource(of.__code__ if isinstance(of, FunctionType) else of)
+    except (OSError, TypeError):
+        return f"{of.__module__}.{of.__qualname__}"
+
+
+def _code(code: CodeType) -> str:
+    """A function's instructions, which tell two in a line from each other."""
+    constants = [_code(each) if isinstance(each, CodeType) else _text(each, []) for each in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -142,24 +213,34 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _functions(member: Any) -> Iterator[FunctionType]:
+def _functions(member: Any) -> list[Any]:
     """The functions behind a class's member."""
+    if isinstance(member, property):
+        return [each for each in (member.fget, member.fset, member.fdel) if each is not None]
     if isinstance(member, staticmethod | classmethod):
-        member = member.__func__
-    elif isinstance(member, property):
-        yield from (f for f in (member.fget, member.fset) if isinstance(f, FunctionType))
-    if isinstance(member, FunctionType):
-        unwrapped = inspect.unwrap(member)
-        if isinstance(unwrapped, FunctionType):
-            yield unwrapped
+        return [member.__func__]
+    return [member] if isinstance(member, FunctionType) else _wrapped(member)
+
+
+def _wrapped(of: Any) -> list[Any]:
+    """The function that something stands around, as `functools.lru_cache` does."""
+    inner = getattr(of, "__dict__", {}).get("__wrapped__")
+    return [inner] if isinstance(inner, FunctionType) else []
 
 
 def _is_constant(value: Any) -> bool:
     if isinstance(value, tuple | list | frozenset):
         return all(_is_constant(each) for each in value)
-    return isinstance(value, (*_PLAIN, Enum, *_CODE))
+    if is_dataclass(value) and not isinstance(value, type):
+        return bool(type(value).__dataclass_params__.frozen)  # type: ignore[attr-defined]
+    return isinstance(value, (*_PLAIN, *_CODE, Enum, torch.Tensor, np.ndarray)) or bool(_wrapped(value))
 
 
-def _is_own(of: type | Callable[..., Any]) -> bool:
-    package = of.__module__.partition(".")[0]
+def _is_own(of: Any) -> bool:
+    package = _package(of)
     return package not in _LIBRARIES and package not in sys.stdlib_module_names
+
+
+def _package(of: Any) -> str:
+    module = of.__name__ if isinstance(of, ModuleType) else of.__module__
+    return (module or "").partition(".")[0]

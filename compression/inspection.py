@@ -122,10 +122,10 @@ def weights_by_dtype(model: OnnxModel) -> dict[str, int]:
     for codes in stored_codes(model).values():
         count["float32"] -= codes.indices.size  # what it expands to
         count[f"codes{codes.width}"] += codes.indices.size
-    if packed := packed_weights(model):
-        count["float32"] -= packed
-        count["int4"] += packed
-    return {dtype: weights for dtype, weights in count.items() if weights}
+    for bits, weights in packed_weights(model).items():
+        count["float32"] -= weights  # what they are in a plain product
+        count[f"int{bits}"] += weights
+    return {dtype: number for dtype, number in count.items() if number}
 
 
 def heavy_operators(model: OnnxModel) -> dict[str, int]:

@@ -98,7 +98,7 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
         """Checks that every such product has four-bit weights, and that the file is smaller."""
-        products, found = len(self._products(before.proto.graph)), len(packed_products(after))
+        products, found = len(self._products(before.proto.graph)), len(packed_products(after, (BITS,)))
         if found < products:
             raise BrokenPromiseError(f"{found} of {products} matrix products have four-bit weights.")
         sizes = check_smaller(before.proto.ByteSize(), after.proto.ByteSize(), "scales", self.name)
@@ -106,7 +106,7 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that as many products have four-bit weights at the end of the recipe."""
-        kept = len(packed_products(artifact))
+        kept = len(packed_products(artifact, (BITS,)))
         if kept < facts["products"]:
             raise BrokenPromiseError(
                 f"{kept} of {facts['products']} products still have four-bit weights. Put int4-weights last."

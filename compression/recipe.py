@@ -28,7 +28,7 @@ class Recipe(BaseModel):
         steps: The passes with their settings.
         timeout_s: How long a build of it may take; None for what the spec says.
         seed: Seeds what its passes draw; None for the model's own. It tells luck from merit.
-        by_default: Whether it is built where no recipe is named. What others are only held against need not be.
+        by_default: Whether it is built where none is named; what others are only held against need not be.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

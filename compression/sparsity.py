@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compression.base import AnyPass, BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.channels import layers_of
 from compression.finetuning import FineTuning, GradualFineTuning
 from compression.inspection import nonzero_parameters, parameters
@@ -71,10 +71,6 @@ class UnstructuredPruning(Pass[UnstructuredPruningSettings, TorchModel, TorchMod
     def __init__(self, settings: UnstructuredPruningSettings) -> None:
         super().__init__(settings)
         self._rounds: list[Facts] = []
-
-    def refused_after(self, before: AnyPass) -> str:
-        """Refuses to take single weights out of those that share values."""
-        return "shared values would have to be zero. Put cluster behind" if before.name == "cluster" else ""
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are weights to prune, and what teaches and judges the others."""
@@ -161,10 +157,6 @@ class SemiStructuredPruning(Pass[SemiStructuredSettings, TorchModel, TorchModel]
     gives: ClassVar[Form] = Form.TORCH
     holds_weights: ClassVar[bool] = True
     settings_class: ClassVar[type[Settings]] = SemiStructuredSettings
-
-    def refused_after(self, before: AnyPass) -> str:
-        """Refuses to take single weights out of those that share values."""
-        return "shared values would have to be zero. Put cluster behind" if before.name == "cluster" else ""
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that a layer has input channels in multiples of M, and what teaches it."""

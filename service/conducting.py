@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.access.store import AccessStore
@@ -23,7 +23,7 @@ from service.state.jobs import Job, JobStore
 from service.state.leases import FencedError, Lease, Leases, check, forget
 from service.state.rollouts import RolloutStore, StaleError
 from service.state.sealed import Seal
-from variants.card import Card, UnknownVariantError
+from variants.card import Card
 from variants.catalog import Catalog, CatalogBusyError
 from variants.document import DocumentError
 from variants.store import CatalogError
@@ -209,8 +209,7 @@ class Conducting:
         if rollout.phase is Phase.INITIALIZING:
             return all(self._is_loaded(rollout.model, arm.variant) for arm in rollout.arms)
         if rollout.phase is Phase.PROMOTING:
-            passed = [arm for arm in rollout.candidates if arm.outcome is Outcome.PASSED]
-            return self._move(rollout, passed, Life.RELEASED, lease)
+            return self._move(rollout, _passed(rollout), Life.RELEASED, lease)
         if rollout.phase is Phase.FINALISING:
             failed = [arm for arm in rollout.candidates if arm.outcome is Outcome.FAILED]
             return self._move(rollout, failed if rollout.retire_failed else [], Life.RETIRED, lease)
@@ -220,20 +219,23 @@ class Conducting:
         """Candidates about to be released whose build an operator retired or removed."""
         if rollout.phase is not Phase.PROMOTING or self._catalog.is_pinned:
             return []
-        lives = {entry.id.version: entry.life for entry in self._catalog.card(rollout.model).entries}
-        return [a for a in rollout.contenders if lives.get(a.variant, Life.RETIRED) is Life.RETIRED]
+        try:
+            return _gone(self._catalog.card(rollout.model), _passed(rollout))
+        except (CatalogError, DocumentError):
+            return []  # releasing meets the same, and says so
 
-    def _move(self, rollout: Rollout, arms: Iterable[Arm], life: Life, lease: Lease) -> bool:
+    def _move(self, rollout: Rollout, arms: Sequence[Arm], life: Life, lease: Lease) -> bool:
         """Gives variants another life in the catalog; a Bento serves what it packed, whatever follows."""
-        variants = [arm.variant.partition("@") for arm in arms]
-        if not variants or self._catalog.is_pinned:
+        versions = {arm.variant for arm in arms}
+        if not versions or self._catalog.is_pinned:
             return True
 
         def edit(card: Card) -> Card:
             self._rollouts.check(rollout, lease)
-            for recipe, _, build in variants:
-                entry = card.find(recipe, build or None)
-                if entry.life is not life:
+            if life is Life.RELEASED and _gone(card, arms):
+                raise StaleError("a candidate was retired or removed; the next turn drops it", rollout)
+            for entry in card.entries:
+                if entry.id.version in versions and entry.life is not life:
                     card = card.with_life(entry.id, life)
             return card
 
@@ -241,7 +243,7 @@ class Conducting:
             self._catalog.change(rollout.model, edit, wait_s=0)
         except (CatalogBusyError, StaleError):  # the next turn tries again, or sees what an operator did
             return False
-        except (CatalogError, DocumentError, UnknownVariantError) as error:
+        except (CatalogError, DocumentError) as error:
             complaint = f"rollout {rollout.id} stays {rollout.phase.value}: {error}"
             if complaint not in self._complained:
                 self._complained.add(complaint)
@@ -278,3 +280,13 @@ class Conducting:
             self._jobs.prune(connection, present - self._ages.history_s)
             self._access.prune(connection, present, present - self._ages.history_s)
             forget(connection, BUILDERS, present - _PRUNE_S)
+
+
+def _passed(rollout: Rollout) -> list[Arm]:
+    return [arm for arm in rollout.candidates if arm.outcome is Outcome.PASSED]
+
+
+def _gone(card: Card, arms: Iterable[Arm]) -> list[Arm]:
+    """Arms whose build an operator retired or removed."""
+    lives = {entry.id.version: entry.life for entry in card.entries}
+    return [arm for arm in arms if lives.get(arm.variant, Life.RETIRED) is Life.RETIRED]

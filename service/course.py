@@ -19,6 +19,9 @@ from service.scheduler import Completed
 
 Watch = Callable[[], None]
 
+# Of the caller's time, what takes over for an arm's variant keeps so many of its times, within these shares.
+_RESERVE, _LEAST, _MOST = 2.0, 0.2, 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -31,6 +34,7 @@ class Part:
         tally: Where the arm's evidence is counted.
         behind: To what takes over when that fails: the router's choice, or for a candidate that is the
             router's choice the primary. None where that is the primary: then all is as without a rollout.
+        slower: Of the router's choice and the primary, whose time all arms leave.
     """
 
     rollout: Rollout
@@ -38,6 +42,7 @@ class Part:
     route: Route
     tally: ArmTally
     behind: Route | None
+    slower: LoadedVariant
 
 
 @dataclass(slots=True, eq=False)
@@ -56,8 +61,7 @@ class Course:
         transform_s: Time that a text or picture took to become inputs.
         route: Where it goes; None before that is known.
         part: Its part in a rollout, or None.
-        arm_deadline: Until when its arm's variant is asked.
-        fell: Why that variant did not answer by then, or None.
+        fell: Why its arm's variant did not answer in the time that it has, or None.
         suspect: Who could not compute it: when another can, it was not the request's fault.
         done: What the device made of it; None before, and when it failed.
         outputs: Arrays `(rows, ...)` by output name, with those of a transform where they are asked for; None
@@ -77,7 +81,6 @@ class Course:
     transform_s: float = 0.0
     route: Route | None = None
     part: Part | None = None
-    arm_deadline: float = 0.0
     fell: ServiceError | None = None
     suspect: LoadedVariant | None = None
     done: Completed | None = None
@@ -106,6 +109,20 @@ class Course:
     def arm(self) -> str:
         """Its arm in a rollout, or `NO_ARM`."""
         return NO_ARM if self.part is None else self.part.arm.name
+
+    @property
+    def arm_deadline(self) -> float:
+        """Until when its arm's variant has time, the same for all arms: what takes over needs the rest."""
+        assert self.part is not None
+        left_s = self.deadline - self.arrived
+        needs_s = _RESERVE * self.part.slower.predict_ms(self.request.rows) / 1e3
+        return self.deadline - min(max(needs_s, _LEAST * left_s), _MOST * left_s)
+
+    @property
+    def is_late_for_its_arm(self) -> bool:
+        """Whether it was answered after its arm's time."""
+        surely_s = (1 - _MOST) * (self.deadline - self.arrived)
+        return self.total_s > surely_s and self.arrived + self.total_s > self.arm_deadline
 
     @property
     def started(self) -> float:

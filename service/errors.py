@@ -144,7 +144,15 @@ class DeadlineError(ServiceError):
 
 
 class OverrunError(DeadlineError):
-    """The deadline passed while the runtime worked on it, and not while it waited for its turn."""
+    """The deadline passed while the runtime worked on it, and not while it waited for its turn.
+
+    Attributes:
+        ran_s: How long the runtime had it by then.
+    """
+
+    def __init__(self, message: str, ran_s: float) -> None:
+        super().__init__(message)
+        self.ran_s = ran_s
 
 
 class InferenceError(ServiceError):

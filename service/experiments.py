@@ -28,7 +28,7 @@ from service.metrics import NO_ARM, Metrics
 from service.queues import Priority
 from service.rollout.assignment import assign, counts_copies, shadow_draw
 from service.rollout.comparison import compare, judges_classes
-from service.rollout.evidence import ArmTally, Feedback
+from service.rollout.evidence import Feedback
 from service.rollout.labels import judged, names_of, prediction
 from service.rollout.rollout import PRIMARY, Arm, Rollout
 from service.router import Route
@@ -42,6 +42,7 @@ log = logging.getLogger("mipgate.experiments")
 # A copy may wait long for an idle moment; then it is given up.
 _COPY_PATIENCE_S = 5.0
 _MOST_COPIES = 32  # that wait at the same time
+_HANGS = 4.0  # of its times, and the runtime will not answer
 _MOST_PARTS = 1024  # remembered: floors are the callers'
 _LATE = (DeadlineError, UnavailableError)
 
@@ -103,10 +104,20 @@ class Experiments:
         try:
             return self._parts[terms]
         except KeyError:
-            if len(self._parts) >= _MOST_PARTS:
-                self._parts.clear()
+            self._forget(rollout, model)
             part = self._parts[terms] = self._part(rollout, arm, model, slo.floor, usual)
             return part
+
+    def _forget(self, rollout: Rollout, model: LoadedModel) -> None:
+        """Leaves out what was before a change of a rollout or of its model: nobody asks for it any more."""
+        if len(self._parts) >= _MOST_PARTS:
+            self._parts.clear()
+        now = rollout.version, model
+        self._parts = {
+            terms: part
+            for terms, part in self._parts.items()
+            if terms[0] != rollout.id or (terms[1], terms[3]) == now
+        }
 
     def _part(
         self, rollout: Rollout, arm: Arm, model: LoadedModel, floor: float, usual: LoadedVariant
@@ -119,7 +130,10 @@ class Experiments:
         behind: Route | None = Route(usual)
         if variant is usual:
             behind = None if is_primary else Route(model.variants[rollout.primary.variant])
-        return Part(rollout, arm, Route(variant), self._conductor.tally(rollout.id, arm.name), behind)
+        primary = model.variants[rollout.primary.variant] if rollout.keeps_primary else usual
+        slower = max(usual, primary, key=lambda each: each.profiled_ms(1))
+        tally = self._conductor.tally(rollout.id, arm.name)
+        return Part(rollout, arm, Route(variant), tally, behind, slower)
 
     def answered(self, course: Course) -> None:
         """Counts an answer, keeps it for its label, and copies the request where the rollout wants it."""
@@ -135,20 +149,16 @@ class Experiments:
 
     def failed(self, course: Course, part: Part, error: ServiceError) -> None:
         """Counts a request that got no answer, unless it is one that nobody could compute."""
-        if isinstance(error, UncomputableError):
-            return
-        tally, fell = part.tally, error if course.fell is None else course.fell
-        is_counted = _count_failure(tally, fell)
-        if isinstance(error, _LATE):
-            tally.misses += not is_counted
-            tally.answered(max(course.total_s, course.deadline - course.arrived))
-        else:
-            tally.requests += 1
+        if not isinstance(error, UncomputableError):
+            _count_failure(part, course, error if course.fell is None else course.fell)
 
-    def abandoned(self, part: Part) -> None:
-        """Counts a request whose client did not wait for its answer: for it, that was late."""
-        part.tally.requests += 1
-        part.tally.misses += 1
+    def abandoned(self, course: Course, part: Part) -> None:
+        """Counts a request whose client did not wait: late, for it, unless its variant had failed before."""
+        if course.fell is not None:
+            _count_failure(part, course, course.fell)
+        else:
+            part.tally.requests += 1
+            part.tally.misses += 1
 
     async def judge(
         self, labels: Mapping[str, Any], spec_of: Callable[[str], ServingSpec], age_s: float
@@ -203,7 +213,7 @@ class Experiments:
             fits = other is not None and course.request.rows <= other.max_batch_rows
             if other is None or not fits or other is course.variant or not other.breaker.allows(now):
                 continue
-            self._next_copy = now + self._copy_every_s
+            self._next_copy = max(self._next_copy, now) + self._copy_every_s
             task = asyncio.create_task(self._compare(part.rollout, candidate, other, course))
             self._copies.add(task)
             task.add_done_callback(self._copies.discard)
@@ -218,8 +228,9 @@ class Experiments:
             done = await self._scheduler.submit(
                 other, request.inputs, request.rows, deadline, Priority.SHADOW
             )
-        except OverrunError:
-            if counts:
+        except OverrunError as error:
+            # Else it began late: no evidence, and no failure.
+            if counts and error.ran_s * 1e3 > _HANGS * other.predict_ms(request.rows):
                 tally.requests += 1
                 tally.timeouts += 1
             return
@@ -245,36 +256,43 @@ class Experiments:
 
 def _count_answer(part: Part, course: Course) -> None:
     """Counts an answer to an arm's request, whoever gave it."""
-    tally, fell, done = part.tally, course.fell, course.done
+    tally, done = part.tally, course.done
     assert done is not None  # it was answered
-    if fell is not None:
-        _count_failure(tally, fell)
-    if course.variant is part.route.variant:
-        # Copies know the runtime's time alone.
-        tally.answered(done.infer_s if counts_copies(part.rollout) else course.total_s)
-        was_looked_at = part.behind is not None and course.route is part.route
-        if not was_looked_at and not is_finite(done):
-            tally.non_finite += 1
+    if course.fell is not None:
+        _count_failure(part, course, course.fell)
+        tally.retries += course.variant is not part.route.variant
         return
-    tally.retries += 1
-    if isinstance(fell, _LATE):
-        tally.answered(max(course.total_s, course.arm_deadline - course.arrived))
-    else:
+    is_shadow = counts_copies(part.rollout)
+    if not is_shadow:
+        tally.answered(course.total_s)
+    elif done.batch_rows == course.request.rows:
+        tally.answered(done.infer_s)
+    else:  # copies run alone, and know the runtime's time alone
         tally.requests += 1
+    if part.behind is None and not is_finite(done):  # else it was looked at
+        tally.non_finite += 1
+    elif not is_shadow and course.is_late_for_its_arm:
+        if done.started < course.arm_deadline < done.started + done.infer_s:
+            tally.timeouts += 1
+        else:
+            tally.misses += 1
 
 
-def _count_failure(tally: ArmTally, error: ServiceError) -> bool:
-    """Counts why an arm's variant did not answer in its time; returns whether as a miss."""
+def _count_failure(part: Part, course: Course, error: ServiceError) -> None:
+    """Counts a request that an arm's variant did not answer in its time, whoever did then, for one reason."""
+    tally, is_late = part.tally, isinstance(error, _LATE)
     if isinstance(error, NonFiniteError):
         tally.non_finite += 1
     elif isinstance(error, OverrunError):
         tally.timeouts += 1
-    elif isinstance(error, _LATE):
+    elif is_late:
         tally.misses += 1
-        return True
     else:
         tally.errors += 1
-    return False
+    if is_late and not counts_copies(part.rollout):
+        tally.answered(max(course.total_s, course.arm_deadline - course.arrived))
+    else:
+        tally.requests += 1
 
 
 def is_finite(done: Completed) -> bool:

@@ -11,20 +11,23 @@ from typing import Any
 import numpy as np
 
 from service.course import Course, Listener, Part, Watch
-from service.errors import DeadlineError, InferenceError, NonFiniteError, ServiceError, UnavailableError
+from service.errors import (
+    DeadlineError,
+    InferenceError,
+    NonFiniteError,
+    OverrunError,
+    ServiceError,
+    UnavailableError,
+)
 from service.experiments import Experiments, is_finite
 from service.fleet import Fleet
 from service.lag import LoopLag
 from service.loaded import LoadedModel, LoadedVariant
 from service.metrics import NO_ARM, NO_VARIANT, Metrics
 from service.protocol import InferRequest
-from service.router import Router
+from service.router import Route, Router
 from service.scheduler import Completed, Scheduler
 from service.transforming import Transforming
-
-# A rollout's variant that does not answer gives up while what takes over has so many of its times left, and
-# this share of the caller's.
-_RESERVE, _RESERVED_SHARE = 2.0, 0.2
 
 
 class Inference:
@@ -96,7 +99,7 @@ class Inference:
         except asyncio.CancelledError:
             self._count(course, "client_error")
             if self.experiments is not None and course.part is not None:
-                self.experiments.abandoned(course.part)
+                self.experiments.abandoned(course, course.part)
             raise
         except ServiceError as error:
             self._failed(course, error)
@@ -128,72 +131,67 @@ class Inference:
         model, pinned, slo, request = course.model, course.pinned, course.slo, course.request
         course.route = route = self._router.route(model, pinned, slo, request, course.deadline)
         if pinned is not None:
-            return await self._run(course, route.variant, course.deadline)
+            return await self._run(course, route.variant)
         if self.experiments is not None and route.degraded_from is None:
             course.part = self.experiments.part(model, slo, parameters, route.variant)
         try:
-            if course.part is not None:
-                done = await self._ask_arm(course, course.part)
+            if course.part is not None and course.part.behind is not None:
+                done = await self._ask_arm(course, course.part, course.part.behind)
                 if done is not None:
                     return done
-            return await self._run(course, course.route.variant, course.deadline)
+            return await self._run(course, course.route.variant)
         except InferenceError as error:
             asked = course.route.variant
             course.suspects(asked, error)
             if course.part is not None and course.part.route.variant is asked:
                 course.fell = error
             course.route = self._router.elsewhere(model, asked, slo, request, course.deadline, error)
-            return await self._run(course, course.route.variant, course.deadline)
+            return await self._run(course, course.route.variant)
 
-    async def _ask_arm(self, course: Course, part: Part) -> Completed | None:
-        """What an arm's variant says by the deadline that all arms have, that they wait alike.
+    async def _ask_arm(self, course: Course, part: Part, behind: Route) -> Completed | None:
+        """What an arm's variant says in the time that all arms have.
 
         Returns:
-            None when what is routed to now has to answer: something else, or the router's own choice, which
-            has the rest of the caller's time where it was only late.
-
-        Raises:
-            InferenceError: The router's own choice failed, and no other arm is to take over.
+            None when another has to: what is routed to now, which has the rest of the caller's time. Where it
+            only waited too long, that is the router's own choice, if the arm's is that.
         """
         assert course.route is not None  # the router chose before
-        slo, request, usual, variant = course.slo, course.request, course.route.variant, part.route.variant
-        now = perf_counter()
-        after = usual if part.behind is None else part.behind.variant
-        reserve_s = _RESERVE * after.predict_ms(request.rows) / 1e3
-        deadline = course.deadline - max(reserve_s, _RESERVED_SHARE * (course.deadline - now))
-        course.arm_deadline = deadline
+        slo, request, variant = course.slo, course.request, part.route.variant
+        is_usual = variant is course.route.variant  # the router asked for its circuit and its time
+        now, until = perf_counter(), course.arm_deadline
         try:
-            if variant is not usual and not variant.breaker.allows(now):  # the router asked its own choice's
-                raise InferenceError(f"the circuit of {variant.key} is open.")
-            if not self._router.is_in_time(variant, slo, request, deadline, now):
-                raise UnavailableError(f"{variant.key} would be late.")
-            if variant is not usual:
+            if not is_usual:
+                if not variant.breaker.allows(now):
+                    raise InferenceError(f"the circuit of {variant.key} is open.")
+                if not self._router.is_in_time(variant, slo, request, course.deadline, until, now):
+                    raise UnavailableError(f"{variant.key} would be late.")
                 variant.breaker.asked(now)
-            done = await self._run(course, variant, deadline)
-            if part.behind is not None and not is_finite(done):
+            done = await self._run(course, variant, until)
+            if not is_finite(done):
                 raise NonFiniteError(f"{variant.key} answers values that are not finite.")
         except ServiceError as error:
             course.fell = error
             course.suspects(variant, error)
-            if variant is usual and not isinstance(error, UnavailableError):
-                if part.behind is not None:
-                    course.route = part.behind
-                elif isinstance(error, InferenceError):
-                    raise
+            if is_usual and isinstance(error, InferenceError | OverrunError):
+                course.route = behind
             return None
         course.route = part.route
         return done
 
-    def _run(self, course: Course, variant: LoadedVariant, deadline: float) -> Awaitable[Completed]:
-        """Runs a request."""
+    def _run(
+        self, course: Course, variant: LoadedVariant, until: float | None = None
+    ) -> Awaitable[Completed]:
+        """Runs a request, which is given up at `until`, by default its deadline."""
         request, rows = course.request, course.request.rows
         if course.watch is not None and not self.scheduler.is_inline(variant, rows):
             course.watch()
         if variant.is_open and rows <= variant.max_batch_rows:
-            return self.scheduler.submit(variant, request.inputs, rows, deadline, course.slo.priority)
-        return self._run_apart(course, variant, deadline)
+            return self.scheduler.submit(
+                variant, request.inputs, rows, course.deadline, course.slo.priority, 1, until
+            )
+        return self._run_apart(course, variant, until)
 
-    async def _run_apart(self, course: Course, variant: LoadedVariant, deadline: float) -> Completed:
+    async def _run_apart(self, course: Course, variant: LoadedVariant, until: float | None) -> Completed:
         """Opens the variant for a request, and runs a long one in parts.
 
         So it bounds neither memory nor the others' waiting.
@@ -201,16 +199,16 @@ class Inference:
         if not variant.is_open:
             await variant.ensure_open()
         request, priority, submit = course.request, course.slo.priority, self.scheduler.submit
-        rows, most = request.rows, variant.max_batch_rows
+        rows, most, deadline = request.rows, variant.max_batch_rows, course.deadline
         if rows <= most:
-            return await submit(variant, request.inputs, rows, deadline, priority)
+            return await submit(variant, request.inputs, rows, deadline, priority, 1, until)
         parts: list[asyncio.Future[Completed]] = []
         try:
             for start in range(0, rows, most):
                 part = slice(start, start + most)
                 inputs = {name: array[part] for name, array in request.inputs.items()}
                 taken = min(most, rows - start)
-                parts.append(submit(variant, inputs, taken, deadline, priority, int(start == 0)))
+                parts.append(submit(variant, inputs, taken, deadline, priority, int(start == 0), until))
             return _joined(await asyncio.gather(*parts))
         except BaseException:
             for future in parts:
@@ -242,6 +240,7 @@ class Inference:
     def _failed(self, course: Course, error: ServiceError) -> None:
         """Counts an error and tells of it."""
         model, variant, tier = course.model, course.chosen, course.tier
+        course.error, course.total_s = error, perf_counter() - course.arrived
         self.count_error(model, variant, tier, error, course.arm)
         if self.experiments is not None and course.part is not None:
             self.experiments.failed(course, course.part, error)
@@ -249,7 +248,6 @@ class Inference:
             for refused in self.refusals:
                 refused(error, model.name, tier, course.request_id)
             return
-        course.error, course.total_s = error, perf_counter() - course.arrived
         variant.statistics.failed(course.total_s)
         for listener in self.listeners:
             listener.served(course)

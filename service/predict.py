@@ -43,7 +43,11 @@ async def predict(
     specs = model.signature.inputs if raw is None else (*model.signature.inputs, raw)
     request = _request(specs, model.decoder, inputs)
     parameters = {key: value for key, value in wanted.items() if value is not None and value != ""}
-    answer = await core.infer(model, pinned, request, parameters, arrived, request_id=request_id)
+    model.inflight += 1
+    try:
+        answer = await core.infer(model, pinned, request, parameters, arrived, request_id=request_id)
+    finally:
+        model.inflight -= 1
     assert answer.outputs is not None  # a failure is an exception
     return {
         "outputs": {name: array.tolist() for name, array in answer.outputs.items()},

@@ -67,11 +67,12 @@ class Executable(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """A place in a queue: by deadline, then by number."""
+    """A place in a queue: by deadline, then by number; it is given up at `until`, which may be earlier."""
 
     deadline: float
     number: float
     rows: int
+    until: float
 
     def __lt__(self, other: Turn) -> bool:
         if self.deadline == other.deadline:
@@ -89,7 +90,7 @@ class Job(Turn, Generic[T]):
     future: asyncio.Future[T]
     counts: int = 1
     has_timer: bool = False
-    has_begun: bool = False
+    begun: float | None = None
 
 
 J = TypeVar("J", bound=Turn)
@@ -150,7 +151,7 @@ class Queue(Generic[J]):
         return self._batches_ms(before + rows)
 
     def fit(self, now: float, margin: float) -> tuple[int, int]:
-        """Requests of the next batch, and their rows: the first, and what its deadline has room for.
+        """Requests of the next batch, and their rows: the first, and what its time has room for.
 
         Args:
             now: When it would begin.
@@ -161,16 +162,13 @@ class Queue(Generic[J]):
         if self.priority is Priority.SHADOW:
             return 1, first.rows  # who comes meanwhile waits for no more than one
         if self.rows <= variant.max_batch_rows and (
-            now + variant.predict_ms(self.rows) * margin / 1e3 <= first.deadline
+            now + variant.predict_ms(self.rows) * margin / 1e3 <= first.until
         ):
             return len(jobs), self.rows
         rows, end = first.rows, 1
         while end < len(jobs):
             more = rows + jobs[end].rows
-            if (
-                more > variant.max_batch_rows
-                or now + variant.predict_ms(more) * margin / 1e3 > first.deadline
-            ):
+            if more > variant.max_batch_rows or now + variant.predict_ms(more) * margin / 1e3 > first.until:
                 break
             rows, end = more, end + 1
         return end, rows
@@ -263,7 +261,7 @@ class Backlog(Generic[T]):
         at_least = free_at + (own.work_before_ms(deadline, rows) * margin / 1e3 if own else alone_s)
         if at_least > deadline:
             return at_least  # whatever the others do
-        return self._play(key, variant, priority, Turn(deadline, inf, rows), free_at, alone_s)
+        return self._play(key, variant, priority, Turn(deadline, inf, rows, deadline), free_at, alone_s)
 
     def _play(
         self,

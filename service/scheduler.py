@@ -142,6 +142,7 @@ class Scheduler:
         deadline: float,
         priority: Priority = Priority.INTERACTIVE,
         counts: int = 1,
+        until: float | None = None,
     ) -> asyncio.Future[Completed]:
         """Queues a request; the future ends with its outputs or an error of `service.errors`.
 
@@ -152,6 +153,8 @@ class Scheduler:
             deadline: On the scheduler's clock.
             priority: Who goes before it.
             counts: As how many requests it counts: 0 for what belongs to one that waits already.
+            until: When it is given up, on the scheduler's clock, if that is before its deadline, by which it
+                takes its turn.
 
         Raises:
             UnavailableError: The variant's queue is full, or the scheduler is closed.
@@ -171,7 +174,9 @@ class Scheduler:
                 self.wait_ms() / 1e3,
             )
         self._count += 1
-        job = Job(deadline, self._count, rows, inputs, size, self._clock(), loop.create_future(), counts)
+        until = deadline if until is None else until
+        future: asyncio.Future[Completed] = loop.create_future()
+        job = Job(deadline, self._count, rows, until, inputs, size, self._clock(), future, counts)
         held.requests += counts
         held.bytes += size
         self._backlog.push((variant.key, variant.shape_key(inputs), priority), variant, priority, job)
@@ -179,7 +184,7 @@ class Scheduler:
             self._set_timer(loop, job, job.arrived)
         else:
             self._plan_dispatch(loop)
-        return job.future
+        return future
 
     def close(self) -> None:
         """Lets the running batch end and refuses what waits and what comes."""
@@ -197,7 +202,7 @@ class Scheduler:
         """The device may be held beyond a request's deadline; its answer must not wait for it."""
         if not (job.has_timer or job.future.done()):
             job.has_timer = True
-            timer = loop.call_later(max(0.0, job.deadline - now), _expire, job)
+            timer = loop.call_later(max(0.0, job.until - now), _expire, job)
 
             def settled(_: asyncio.Future[Completed]) -> None:
                 timer.cancel()
@@ -271,10 +276,10 @@ class Scheduler:
                 held.bytes -= job.bytes
                 if job.future.done():
                     continue
-                if job.deadline < now:
+                if job.until < now:
                     _expire(job)
                     continue
-                job.has_begun = True
+                job.begun = now
                 jobs.append(job)
                 rows += job.rows
             if jobs:
@@ -352,4 +357,5 @@ def _stack(jobs: list[Job[Completed]]) -> Mapping[str, Array]:
 
 def _expire(job: Job[Completed]) -> None:
     if not job.future.done():
-        job.future.set_exception((OverrunError if job.has_begun else DeadlineError)(_LATE))
+        late = DeadlineError(_LATE) if job.begun is None else OverrunError(_LATE, job.until - job.begun)
+        job.future.set_exception(late)

@@ -8,6 +8,7 @@ makes an interrupted build resumable; the card that makes them visible is publis
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ from variants.store import CatalogError, DamagedArtifactError, sha256
 from variants.transforms import open_transforms
 from variants.variant import Life, Status, Variant, VariantId
 from variants.worker import WorkerError, run
+
+log = logging.getLogger("mipgate.build")
 
 _PREPARE = "prepare"
 _WORKER = "variants.build_worker"
@@ -286,8 +289,11 @@ def _profile_missing(card: Card, builds: _Builds, host: Host, folder: Path) -> M
     for entry in card.entries:  # those of earlier builds are compared with these: by the same measure
         profiles = known.get(entry.id.version, ())
         is_old = profiles and entry.id.version not in fresh and entry.life is not Life.RETIRED
-        if is_old and not bench.has_judged(profiles):
-            missing.append(builds.catalog.open(entry.id))
+        if is_old and entry.failure is None and not bench.has_judged(profiles):
+            try:
+                missing.append(builds.catalog.open(entry.id))
+            except CatalogError as error:  # it is refused wherever it is loaded
+                log.error("%s is not judged again: %s", entry.id, error)
     return profile_variants(bench, missing, host, builds.progress) if missing else Measurements()
 
 

@@ -77,7 +77,7 @@ class Bench:
 
     def has_judged(self, profiles: Sequence[Profile]) -> bool:
         """Whether these profiles' qualities are about the same as its own."""
-        return bool(profiles) and all(each.judged_with in ("", self.digest) for each in profiles)
+        return bool(profiles) and all(each.judged_with == self.digest for each in profiles)
 
 
 def profile_variants(

@@ -80,7 +80,10 @@ async def signed_in(desk: Desk, request: Request, who: Principal) -> Response:
 async def sign_out(desk: Desk, request: Request, who: Principal) -> Response:
     """Ends the session that the request came with; a key that came with it stays."""
     await read_body(request, Body)
-    if COOKIE in request.cookies and "authorization" not in request.headers and who.key is not None:
+    has_session = COOKIE in request.cookies
+    if has_session and "authorization" in request.headers:
+        raise BadRequestError("the request came with a key and a session. Send the session alone to end it.")
+    if has_session and who.key is not None:
         await asyncio.to_thread(desk.keys.revoke, who.key, time.time())
         await desk.follower.follow()
         await desk.audit(who, "sign out", who.key, None, None)

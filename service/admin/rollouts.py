@@ -43,7 +43,7 @@ async def start(desk: Desk, request: Request, who: Principal) -> Response:
 
 
 async def list_rollouts(desk: Desk, request: Request, who: Principal) -> Response:
-    """Rollouts of a model, the newest first."""
+    """Rollouts of a model: those that run, then the others, the newest first."""
     return answer(await asyncio.to_thread(_of, desk, request.path_params["model"]))
 
 

@@ -39,20 +39,15 @@ class Reward:
     of: Callable[[ArmEvidence], Earned]
 
 
-def _answered(seen: ArmEvidence) -> int:
-    """Requests that an arm answered itself: what another answered in its place earns it nothing."""
-    return seen.requests - max(seen.failures, seen.retries)
-
-
 def _in_time(seen: ArmEvidence) -> int:
-    return max(0, seen.requests - seen.misses - seen.failures)
+    """Requests that an arm answered itself in its time: what another did in its place earns it nothing."""
+    return seen.asked - seen.failures
 
 
 _REWARDS = {
     reward.text: reward
     for reward in (
         Reward("accuracy", Source.FEEDBACK, lambda seen: (seen.feedback.correct, seen.feedback.n)),
-        Reward("answered", Source.REQUESTS, lambda seen: (_answered(seen), seen.requests)),
         Reward("in_time", Source.REQUESTS, lambda seen: (_in_time(seen), seen.requests)),
     )
 }
@@ -60,7 +55,7 @@ _WITHIN = re.compile(r"within\s*(\d+(?:\.\d+)?)\s*ms")
 
 
 def parse_reward(text: str) -> Reward:
-    """Reads a reward: `accuracy`, `answered`, `in_time`, or `within 20ms`.
+    """Reads a reward: `accuracy`, `in_time`, or `within 20ms`.
 
     Raises:
         BadRequestError: It is none of these.
@@ -70,7 +65,7 @@ def parse_reward(text: str) -> Reward:
         return Reward(text, Source.REQUESTS, lambda seen: (seen.latency.within(seconds), seen.requests))
     if text not in _REWARDS:
         raise BadRequestError(
-            f'reward: "{text[:80]}" is none. Give accuracy (of labelled requests), answered, in_time, or '
+            f'reward: "{text[:80]}" is none. Give accuracy (of labelled requests), in_time, or '
             'a limit such as "within 20ms".'
         )
     return _REWARDS[text]

@@ -147,9 +147,10 @@ class ArmEvidence:
         timeouts: Those on which the runtime still worked when the arm's time was over.
         non_finite: Those whose answer held NaN or infinities.
         retries: Those that another variant answered instead.
-        misses: Those whose turn did not come in the arm's time, or that nobody answered in the caller's.
+        misses: Those whose turn did not come in the arm's time, or whose client did not wait. One that
+            failed is not among them: a request has one outcome.
         latency: From arrival to answer; of what another answered because the arm was late, no less than the
-            arm's time. What it failed has none. In a shadow, the runtime's time alone.
+            arm's time. What it failed has none. In a shadow, the runtime's time of what ran alone.
         comparisons: Copies beside the primary's answers.
         feedback: Delayed labels.
     """
@@ -168,6 +169,11 @@ class ArmEvidence:
     def failures(self) -> int:
         """Requests that the arm could not answer: errors, timeouts, and answers that are not finite."""
         return self.errors + self.timeouts + self.non_finite
+
+    @property
+    def asked(self) -> int:
+        """Requests that its variant had a turn at in time: only those can fail."""
+        return self.requests - self.misses
 
     def merged(self, other: ArmEvidence) -> ArmEvidence:
         """Both together."""

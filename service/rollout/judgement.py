@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any
 
 from service.rollout.evidence import ArmEvidence, Evidence
-from service.rollout.guard import Guard, Relation, Scale, Source, parse_guard
+from service.rollout.guard import STATISTICS, Guard, Relation, Scale, Source
 from service.rollout.rollout import Arm, Rollout
 from service.rollout.sequences import (
     Interval,
@@ -124,17 +124,24 @@ def judge_candidates(
 def exceeds_budget(rollout: Rollout, evidence: Evidence, arm: str = "candidate") -> Verdict | None:
     """The verdict that a candidate surely fails more requests than the rollout allows, or None.
 
-    It needs no minimum of samples: a candidate that fails every request is found out after about six. One
-    that fails no more often than the primary is not to blame.
+    It needs no minimum of samples: a candidate that fails every request is found out after six to eight. One
+    that does not surely fail more often than the primary is not to blame.
     """
+    budget = rollout.failure_budget
     primary, candidate = (evidence.get(name, _NOTHING) for name in (rollout.primary.name, arm))
-    if candidate.failures <= rollout.failure_budget * candidate.requests:
+    if candidate.failures <= budget * candidate.asked:
         return None
-    if primary.requests and candidate.failures * primary.requests <= primary.failures * candidate.requests:
-        return None
-    guard = parse_guard(f"errors<={rollout.failure_budget * 100:g}%@99.9%,n=1", "failure_budget")
+    text = f"errors<={budget * 100:g}%"
+    guard = Guard(text, STATISTICS["errors"], 0.0, Relation.VALUE, budget, _BUDGET_CONFIDENCE, 1)
     verdict = judge(guard, _NOTHING, candidate, arm, len(rollout.candidates))
-    return verdict if verdict.state is State.FAILS else None
+    if verdict.state is not State.FAILS:
+        return None
+    if primary.asked:
+        ours, theirs = (candidate.failures, candidate.asked), (primary.failures, primary.asked)
+        alpha = (1 - _BUDGET_CONFIDENCE) / len(rollout.candidates)
+        if difference_interval(ours, theirs, alpha, _ANYWHERE).low <= 0:
+            return None
+    return verdict
 
 
 def describe(rollout: Rollout, evidence: Evidence) -> dict[str, Any]:
@@ -199,6 +206,8 @@ def summary(evidence: ArmEvidence) -> dict[str, Any]:
 
 
 _NOTHING = ArmEvidence()
+_BUDGET_CONFIDENCE = 0.999
+_ANYWHERE = 0.5  # where shares may lie that nobody expects
 
 # Sum of the values 0..1 whose mean a share is.
 _SUMS: dict[str, Callable[[ArmEvidence], float]] = {
@@ -214,7 +223,7 @@ def _samples(guard: Guard, evidence: ArmEvidence) -> int:
     if guard.statistic.scale is Scale.TIME:
         return evidence.latency.total
     counts = {
-        Source.REQUESTS: evidence.requests,
+        Source.REQUESTS: evidence.asked if guard.name == "errors" else evidence.requests,
         Source.COMPARISONS: evidence.comparisons.n,
         Source.FEEDBACK: evidence.feedback.n,
     }

@@ -226,7 +226,8 @@ def _drop(
     )
     dropped = replace(rollout, arms=arms)
     reason = f"{' and '.join(dict.fromkeys(names))} rolled back: {reason}"
-    if not dropped.contenders:
+    is_won = any(arm.outcome is Outcome.PASSED for arm in arms)
+    if not dropped.contenders or (rollout.phase is Phase.PROMOTING and not is_won):
         return send_back(dropped, Phase.FAILED, now, reason, figures=figures)
     kept = dropped.with_weights({arm.name: arm.weight for arm in dropped.candidates})
     return change(kept, now, reason, figures=figures)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import subprocess
 import sys
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,22 +20,53 @@ import torch
 from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from compression.code_digest import code_digest
+from tests.conftest import ROOT
 
 SOURCE = """
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+
+import torch
 from torch import Tensor, nn
 
 MEAN = 0.5
+MEANS = torch.tensor([0.25])
+ACT = nn.ReLU()
 
 
-def centred(x: Tensor) -> Tensor:
-    return x - MEAN
+@dataclass(frozen=True)
+class Size:
+    width: int = 4
+
+
+SIZE = Size(width=4)
+
+
+def scaled(function):
+    @wraps(function)
+    def inner(*given):
+        return function(*given) * 2
+    return inner
+
+
+@lru_cache
+def half() -> float:
+    return 0.5
+
+
+@scaled
+def centred(x: Tensor, by: float = MEAN) -> Tensor:
+    return x - by - MEANS
 
 
 class Base(nn.Module):
+    factor = MEAN
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(centred(x)) * self.heads
+        return ACT(self.layer(centred(x))) * self.heads * half() * SIZE.width
 
 
 class Net(Base):
@@ -62,8 +96,13 @@ def loaded(folder: Path, source: str, name: str = "net") -> ModuleType:
     ("before", "after", "is_same"),
     [
         ("MEAN = 0.5", "MEAN = 0.4", False),
-        ("return x - MEAN", "return MEAN - x", False),
+        ("return x - by", "return by - x", False),
         ("* self.heads", "/ self.heads", False),
+        ("nn.ReLU()", "nn.GELU()", False),
+        ("torch.tensor([0.25])", "torch.tensor([0.5])", False),
+        ("Size(width=4)", "Size(width=5)", False),
+        ("(*given) * 2", "(*given) * 3", False),
+        ("return 0.5", "return 0.25", False),
         ("return 1", "return 2", True),
     ],
 )
@@ -78,6 +117,73 @@ def test_it_tells_what_the_classes_refer_to_and_nothing_else(
     assert (digests[0] == digests[1]) == is_same
 
 
+HELPED = """
+import helping
+from torch import nn
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        return helping.act(x) * helping.K
+"""
+
+
+def test_it_tells_what_a_module_of_ones_own_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = set()
+    for number, (held, said) in enumerate(((1, "x"), (1, "-x"), (2, "x"))):
+        helping = loaded(tmp_path, f"K = {held}\ndef act(x): return {said}", "helping")
+        monkeypatch.setitem(sys.modules, "helping", helping)
+        module = loaded(tmp_path, HELPED, f"net{number}")
+        monkeypatch.setitem(sys.modules, f"net{number}", module)
+        digests.add(code_digest(module.Net()))
+    assert len(digests) == 3
+
+
+OWN = """
+from torch import nn
+
+
+class Own(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 1.0
+"""
+
+
+def test_it_tells_the_class_of_a_layer_that_torch_parametrized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    for source in (OWN, OWN.replace("1.0", "3.0")):
+        module = loaded(tmp_path, source, "own")
+        monkeypatch.setitem(sys.modules, "own", module)
+        net = nn.Sequential(module.Own(2, 2))
+        parametrize.register_parametrization(net[0], "weight", nn.Identity())
+        digests.append(code_digest(net))
+    assert digests[0] != digests[1]
+
+
+def test_it_tells_two_functions_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = loaded(tmp_path, "one, two = (lambda x: x + 1), (lambda x: x + 2)")
+    monkeypatch.setitem(sys.modules, "net", module)
+    assert code_digest(module.one) != code_digest(module.two)
+
+
+def test_it_is_the_same_in_every_process() -> None:
+    told = set()
+    for seed in ("1", "2", "3"):
+        ran = subprocess.run(
+            [sys.executable, "-m", "tests.compression.odd_modules"],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        told.add(ran.stdout)
+    assert len(told) == 1
+    assert len(told.pop().split()) > 5
+
+
 def test_it_tells_plain_attributes_and_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = loaded(tmp_path, SOURCE)
     monkeypatch.setitem(sys.modules, "net", module)
@@ -90,6 +196,26 @@ def test_it_tells_plain_attributes_and_arguments(tmp_path: Path, monkeypatch: py
 @dataclass
 class Config:
     eps: float
+    late: int = field(init=False)  # never set
+
+
+class Silent:
+    """Says nothing of what it holds."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __repr__(self) -> str:
+        return "Silent()"
+
+
+class Mute:
+    """Cannot say what it is."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
 
 
 class Configured(nn.Module):
@@ -121,6 +247,13 @@ class Configured(nn.Module):
             partial(functional.leaky_relu, negative_slope=0.2),
         ),
         (torch.bfloat16, torch.float16),
+        (Silent(1), Silent(2)),
+        (deque([torch.zeros(2000)]), deque([torch.ones(2000)])),
+        (torch.eye(2).to_sparse(), (2 * torch.eye(2)).to_sparse()),
+        (torch.tensor([1j]).conj(), torch.tensor([2j]).conj()),
+        (np.array(["2020-01-01"], "datetime64[D]"), np.array(["2020-01-02"], "datetime64[D]")),
+        (np.array(["cat", 1], dtype=object), np.array(["cat", 2], dtype=object)),
+        (Mute(), 1),
     ],
 )
 def test_it_tells_what_a_constructor_was_given(one: Any, other: Any) -> None:
@@ -141,6 +274,13 @@ def test_a_cache_that_fills_changes_nothing() -> None:
     before = code_digest(made["seen"])
     made["seen"](1)
     assert code_digest(made["seen"]) == before
+
+
+def test_what_was_made_in_nowhere_is_told(tmp_path: Path) -> None:
+    made: dict[str, Any] = {}
+    exec("def one(x): return x + 1", made)
+    assert code_digest(made["one"])
+    assert code_digest(loaded(tmp_path, SOURCE, "unlisted").Net())  # not in `sys.modules`
 
 
 def test_what_has_no_source_is_told_by_its_instructions() -> None:

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from numpy.testing import assert_allclose
 from onnx import helper, numpy_helper
 
-from compression.inspection import InspectionError, count, heavy_operators, nonzero_parameters, parameters
+from compression.inspection import (
+    InspectionError,
+    count,
+    heavy_operators,
+    nonzero_parameters,
+    parameters,
+    weights_by_dtype,
+)
 from compression.model import OnnxModel
+from compression.nbits import with_plain_products
 from compression.signature import Array, Signature, TensorSpec
 
 X = TensorSpec("x", "float32", ("batch", 4))
@@ -14,16 +26,26 @@ Y = TensorSpec("y", "float32", ("batch", 3))
 WEIGHT = np.array([[1, 0, 2], [0, 0, 3], [4, 5, 6], [7, 8, 9]])
 
 
-def graph(nodes: list[onnx.NodeProto], **stored: Array) -> OnnxModel:
+def graph(nodes: list[onnx.NodeProto], length: int = 4, **stored: Array) -> OnnxModel:
+    x = replace(X, shape=("batch", length))
     ends = [
-        helper.make_tensor_value_info(spec.name, onnx.TensorProto.FLOAT, list(spec.shape)) for spec in (X, Y)
+        helper.make_tensor_value_info(spec.name, onnx.TensorProto.FLOAT, list(spec.shape)) for spec in (x, Y)
     ]
     tensors = [numpy_helper.from_array(array, name) for name, array in stored.items()]
     proto = helper.make_model(
         helper.make_graph(nodes, "tried", [ends[0]], [ends[1]], tensors),
-        opset_imports=[helper.make_opsetid("", 18)],
+        opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)],
+        ir_version=8,
     )
-    return OnnxModel(proto, Signature((X,), (Y,)))
+    return OnnxModel(proto, Signature((x,), (Y,)))
+
+
+def answer(model: OnnxModel, x: Array) -> Array:
+    session = onnxruntime.InferenceSession(
+        model.proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (y,) = session.run(None, {"x": x})
+    return np.asarray(y)
 
 
 def test_a_float_graph() -> None:
@@ -79,6 +101,43 @@ def test_an_integer_weight_may_have_zero_points_by_the_block() -> None:
         w_zero=points,
     )
     assert (parameters(model), nonzero_parameters(model)) == (12, 9)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("is_asymmetric", [False, True])
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_products_of_few_bits_of_others_are_what_the_runtime_makes_of_them(
+    bits: int, is_asymmetric: bool, is_constant: bool
+) -> None:
+    chance = np.random.default_rng(0)
+    length, width, block = 64, 3, 32
+    stored = {
+        "w": chance.integers(0, 256, (width, length // block, block * bits // 8)).astype(np.uint8),
+        "scales": chance.random(width * (length // block)).astype(np.float32),
+    }
+    if is_asymmetric:
+        stored["zeros"] = chance.integers(0, 256, (width, -(-(length // block) * bits // 8))).astype(np.uint8)
+    said = {"bits": bits} if bits != 4 else {}  # four where nothing is said
+    product = helper.make_node(
+        "MatMulNBits",
+        ["x", *stored],
+        ["y"],
+        domain="com.microsoft",
+        K=length,
+        N=width,
+        block_size=block,
+        **said,
+    )
+    nodes = [product]
+    if is_constant:
+        tensor = numpy_helper.from_array(stored.pop("w"))
+        nodes.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
+    model = graph(nodes, length, **stored)
+    x = chance.random((2, length)).astype(np.float32)
+    ours, theirs = (answer(each, x) for each in (with_plain_products(model), model))
+    assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+    assert parameters(model) == length * width
+    assert weights_by_dtype(model) == {f"int{bits}": length * width}
 
 
 @pytest.mark.parametrize("zeros", [None, np.full(3, 8.0, np.float32)])

@@ -137,8 +137,6 @@ def test_progress_rises_from_zero_to_one_and_names_the_pass(
         ((PRUNE,), Form.ONNX, "this model is an ONNX file"),
         ((step("prune-unstructured"), step("fuse")), Form.TORCH, "fuse cannot come after prune-unstructured"),
         ((step("prune-nm"), PRUNE), Form.TORCH, "prune-nm holds weights in their shape. Put it behind"),
-        ((step("cluster"), step("low-rank")), Form.TORCH, "cluster holds weights"),
-        ((step("cluster"), step("prune-unstructured")), Form.TORCH, "Put cluster behind"),
         ((PRUNE, step("distill", student="small")), Form.TORCH, "small begins anew, without it"),
     ],
 )

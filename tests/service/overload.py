@@ -109,7 +109,7 @@ class Device:
 
     def submit(self, variant: Any, rows: int, deadline: float, priority: Priority, asked: Any) -> None:
         self._number += 1
-        job = Job(deadline, self._number, rows, {}, 0, self.now, asked)
+        job = Job(deadline, self._number, rows, deadline, {}, 0, self.now, asked)
         self.backlog.push((variant.key, priority), variant, priority, job)
 
     def advance(self, until: float) -> None:

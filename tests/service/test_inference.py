@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from time import perf_counter
@@ -418,12 +419,15 @@ def named(primary: LoadedVariant, candidate: LoadedVariant, weight: float) -> Ro
     return dataclasses.replace(rollout(candidate), arms=arms, keeps_primary=True)
 
 
-def noting(variant: LoadedVariant, ran: list[LoadedVariant]) -> Callable[[Any], list[Array]]:
-    """A variant's `run` that notes that it ran."""
+def noting(
+    variant: LoadedVariant, ran: list[LoadedVariant], takes_s: float = 0.0
+) -> Callable[[Any], list[Array]]:
+    """A variant's `run` that notes that it ran, and takes its time."""
     run = variant.run
 
     def noted(inputs: Any) -> list[Array]:
         ran.append(variant)
+        time.sleep(takes_s)
         return run(inputs)
 
     return noted
@@ -476,9 +480,51 @@ def test_a_candidate_that_is_never_in_time_is_as_slow_as_that(
             assert (seen.requests, seen.misses, seen.retries, seen.failures) == (10, 10, 10, 0)
             fastest = seen.latency.quantile_s(0.01)
             assert fastest is not None
-            assert fastest >= 0.7  # and not what the primary took in its place
-            for reward in ("answered", "in_time", "within 100ms"):
+            assert fastest >= 0.49  # half of the caller's time, and not what the primary took in its place
+            for reward in ("in_time", "within 100ms"):
                 assert parse_reward(reward).of(seen) == (0, 10)
+
+    on_loop(scenario)
+
+
+@pytest.mark.parametrize("kind", [Kind.AB, Kind.SHADOW])
+def test_the_routers_choice_is_run_once_however_long_it_takes(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            known = Known(rollout(other_than(model, usual), 0.0, kind=kind))
+            joined(serving, known)
+            ran: list[LoadedVariant] = []
+            monkeypatch.setattr(usual, "run", noting(usual, ran, 0.35))
+            monkeypatch.setattr(usual, "profiled_ms", lambda rows: 100.0)  # beside the loop
+            answer = await ask(serving, model, request(), max_latency_ms=400.0)
+            assert (answer.variant, ran) == (usual, [usual])
+            tally = known.tallies[PRIMARY]
+            assert (tally.requests, tally.misses, tally.retries) == (1, 0, 0)
+            assert tally.timeouts == (kind is Kind.AB)  # by the clock of all arms
+
+    on_loop(scenario)
+
+
+@pytest.mark.parametrize("named_primary", [False, True])
+def test_arms_have_the_same_time_whoever_the_router_chooses(
+    fleet: Fleet, model: LoadedModel, named_primary: bool
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            other = other_than(model, usual)
+            known = Known(named(other, usual, 50.0) if named_primary else rollout(other, 50.0))
+            joined(serving, known)
+            slower = {}
+            for number in range(20):
+                part = (await ask(serving, model, request(), sticky_key=str(number))).part
+                assert part is not None
+                slower[part.arm.name] = part.slower
+            assert len(slower) == 2
+            assert len(set(slower.values())) == 1
 
     on_loop(scenario)
 
@@ -619,6 +665,31 @@ def test_a_client_that_does_not_wait_for_its_arm_found_it_late(fleet: Fleet, mod
             serving.scheduler._busy_until = None
             tally = known.tallies[CANDIDATE]
             assert (tally.requests, tally.misses, tally.errors) == (1, 1, 0)
+
+    on_loop(scenario)
+
+
+def test_a_client_that_leaves_while_another_takes_over_saw_a_failure(
+    fleet: Fleet, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with core(fleet) as serving:
+            usual = (await ask(serving, model, request())).variant
+            candidate = other_than(model, usual)
+            known = Known(rollout(candidate))
+            joined(serving, known)
+            monkeypatch.setattr(candidate, "run", failing)
+            monkeypatch.setattr(usual, "run", noting(usual, [], 0.2))
+            monkeypatch.setattr(usual, "profiled_ms", lambda rows: 100.0)  # beside the loop
+            asking = asyncio.create_task(ask(serving, model, request(), max_latency_ms=1000.0))
+            await asyncio.sleep(0.05)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            tally = known.tallies[CANDIDATE]
+            assert (tally.requests, tally.misses, tally.errors) == (1, 0, 1)
+            candidate.breaker.answered()
+            await asyncio.sleep(0.2)
 
     on_loop(scenario)
 

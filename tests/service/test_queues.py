@@ -51,7 +51,7 @@ class Timed:
 
 
 def job(deadline: float, number: int, rows: int = 1) -> Job[Any]:
-    return Job(deadline, number, rows, {}, 0, 0.0, None)  # type: ignore[arg-type]
+    return Job(deadline, number, rows, deadline, {}, 0, 0.0, None)  # type: ignore[arg-type]
 
 
 def drain(backlog: Backlog[Any], now: float) -> dict[float, float]:

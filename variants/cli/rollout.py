@@ -65,7 +65,7 @@ def command() -> None:
 @click.option("--step-duration", "step_duration_s", type=_Duration(), help="Shortest step.  [default: 60s]")
 @click.option("--guard", "guards", multiple=True, metavar="GUARD", help="What must hold; repeatable.")
 @click.option("--fraction", type=float, metavar="SHARE", help="Share of requests that are copied.")
-@click.option("--reward", help='Bandit: accuracy, answered, in_time or "within 20ms".')
+@click.option("--reward", help='Bandit: accuracy, in_time or "within 20ms".')
 @click.option("--failure", type=click.Choice(["keep", "retire"]), help="What becomes of a failed candidate.")
 @click.option("--failure-budget", type=float, metavar="SHARE", help="Requests that a candidate may fail.")
 @click.option("--max-duration", "max_duration_s", type=_Duration(), help="Then inconclusive.  [default: 1h]")

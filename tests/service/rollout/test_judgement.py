@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import pytest
 
@@ -124,7 +125,33 @@ def test_bad_luck_does_not(failures: int, requests: int) -> None:
 def test_a_candidate_that_fails_no_more_often_than_the_primary_is_not_to_blame() -> None:
     candidate = seen(1000, timeouts=100)
     assert exceeds_budget(rollout(), {"primary": seen(1000, timeouts=100), "candidate": candidate}) is None
+    assert exceeds_budget(rollout(), {"primary": seen(8), "candidate": seen(8, errors=8)}) is not None
     assert exceeds_budget(rollout(), {"primary": seen(1000, timeouts=20), "candidate": candidate}) is not None
+
+
+def test_arms_that_fail_alike_are_left_alone_however_often_one_looks() -> None:
+    draws, dropped = random.Random(0), 0
+    for _ in range(20):
+        failed = {"primary": 0, "candidate": 0}
+        for requests in range(50, 2001, 50):
+            for arm in failed:
+                failed[arm] += sum(draws.random() < 0.05 for _ in range(50))
+            evidence = {arm: seen(requests, errors=errors) for arm, errors in failed.items()}
+            if exceeds_budget(rollout(), evidence) is not None:
+                dropped += 1
+                break
+    assert dropped == 0
+
+
+def test_a_budget_may_be_nearly_everything() -> None:
+    generous = rollout(failure_budget=0.9999999)
+    assert exceeds_budget(generous, {"candidate": seen(100, errors=99)}) is None
+
+
+@pytest.mark.parametrize("text", ["errors<=1%", "errors<=2x", "errors<=+1pt"])
+def test_what_was_never_asked_shows_nothing_of_its_errors(text: str) -> None:
+    verdict = judge(parse_guard(text), seen(MANY), seen(MANY, misses=MANY, retries=MANY))
+    assert (verdict.state, verdict.samples) == (State.UNDECIDED, 0)
 
 
 def test_a_rollout_describes_itself_in_json() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from service.errors import ConflictError
 from service.rollout.command import Verb, command
 from service.rollout.evidence import ArmEvidence, Evidence
-from service.rollout.machine import advance
+from service.rollout.machine import advance, promote, withdraw
 from service.rollout.rollout import Kind, Observation, Outcome, Phase, Rollout, Transition
 from tests.service.rollout.rollouts import rollout, seen
 from tests.service.rollout.simulation import World, run_canary
@@ -165,6 +165,15 @@ def test_a_bandit_drops_what_surely_earns_less() -> None:
     assert [arm.name for arm in dropped.contenders] == ["candidate-2"]
     running, evidence = bandit((5000, 4500), (5000, 4000))
     assert moved(advance(running, Observation(evidence), 1001)).rollout.ending is Phase.FAILED
+
+
+def test_a_bandit_whose_winner_is_gone_has_released_nothing() -> None:
+    running = rollout(Kind.BANDIT, candidates=2)
+    winner = running.candidates[0]
+    promoting = promote(running, [winner], 1010.0, "it won").rollout
+    ended = withdraw(promoting, [winner], 1011.0).rollout
+    assert (ended.phase, ended.ending) == (Phase.FINALISING, Phase.FAILED)
+    assert ended.weights["primary"] == 100.0
 
 
 def test_a_bandit_between_equals_is_inconclusive() -> None:

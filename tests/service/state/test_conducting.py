@@ -17,6 +17,7 @@ from service.access.principal import LOOPBACK, Role
 from service.access.store import AccessStore
 from service.conducting import Ages, Conducting, Turn
 from service.rollout.command import Verb, command
+from service.rollout.evidence import ArmEvidence
 from service.rollout.rollout import Kind, Phase, Rollout
 from service.state.database import Database, StateAwayError
 from service.state.evidence import Batch, EvidenceStore
@@ -179,6 +180,17 @@ def test_what_an_operator_retired_meanwhile_is_not_released(
     first.turn(None)
     assert store.find("r1").phase is Phase.FAILED
     assert catalog.card("m").find(retired.recipe, retired.build).life is Life.RETIRED
+
+
+def test_a_failed_candidate_that_was_removed_needs_no_retiring(
+    store: RolloutStore, worker: Callable[[str], Conducting], catalog: Catalog
+) -> None:
+    start(store, phase=Phase.PROGRESSING, retire_failed=True)
+    candidate = catalog.card("m").find(*store.find("r1").candidates[0].variant.split("@")).id
+    catalog.change("m", lambda card: card.without(candidate))
+    failing = {("r1", "candidate"): ArmEvidence(100, errors=100)}
+    numbers = iter(range(1, 1000))
+    until(Phase.FAILED, worker("w1"), store=store, batch=lambda: Batch(next(numbers), failing))
 
 
 def test_a_card_that_another_changes_holds_up_no_turn(

@@ -132,7 +132,7 @@ function Shape({ kind, values, typed }) {
       <input id="fraction" type="number" min="0.1" max="100" step="any" required value=${values.fraction} onInput=${typed("fraction")} /><//>`;
   }
   return html`<div class="pair">
-    <${Field} id="reward" label="Reward" hint="accuracy, answered, in_time, or within 20ms">
+    <${Field} id="reward" label="Reward" hint="accuracy, in_time, or within 20ms">
       <input id="reward" required value=${values.reward} onInput=${typed("reward")} aria-describedby="reward-hint" /><//>
     ${duration}</div>`;
 }
