@@ -124,7 +124,7 @@ def judge_candidates(
 def exceeds_budget(rollout: Rollout, evidence: Evidence, arm: str = "candidate") -> Verdict | None:
     """The verdict that a candidate surely fails more requests than the rollout allows, or None.
 
-    It needs no minimum of samples: a candidate that fails every request is found out after six to eight. One
+    It needs no minimum of samples: a candidate that fails every request is found out after six. One
     that does not surely fail more often than the primary is not to blame.
     """
     budget = rollout.failure_budget
