@@ -5,6 +5,7 @@ The same in every process: neither addresses nor the order of sets are part of i
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import sys
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import is_dataclass
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial, singledispatchmethod
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -61,7 +62,12 @@ def _told(of: Any) -> tuple[str, list[Any]]:
         for name, part in of.named_modules():
             held = [(key, value) for key, value in vars(part).items() if key not in _INTERNAL]
             unstored = [(key, part._buffers[key]) for key in part._non_persistent_buffers_set]
-            code = part.code if isinstance(part, GraphModule) else ""
+            code = ""
+            if isinstance(part, GraphModule):
+                code = part.code
+                named += [node.target for node in part.graph.nodes if node.op == "call_function"]
+            elif isinstance(part, torch.jit.ScriptModule) and hasattr(part, "forward"):
+                code = str(part.code)
             told.append((name, type(part).__qualname__, code, _values([*held, *unstored], named)))
         return repr(told), [*named, *(type(part) for part in of.modules())]
     if isinstance(of, torch.jit.ScriptFunction):
@@ -69,15 +75,17 @@ def _told(of: Any) -> tuple[str, list[Any]]:
     if isinstance(of, partial):
         return _values([*enumerate(of.args), *of.keywords.items()], named), [of.func, *named]
     if isinstance(of, MethodType):
-        return "", [of.__func__, of.__self__]
+        return _text(of.__self__, named), [of.__func__, *named]
     if isinstance(of, type):
         if not _is_own(of):  # what is made of one's own, as torch's parametrized layers, has it as a base
             return "", list(of.__bases__)
         named = [function for member in vars(of).values() for function in _functions(member)]
+        codes = [each.__code__ for each in named if isinstance(each, FunctionType)]
+        counted = {name for code in codes for name in _stored(code, "STORE_ATTR")}
         constants = [
             (name, member)
             for name, member in vars(of).items()
-            if not name.startswith("__") and _is_constant(member)
+            if not name.startswith("__") and name not in counted and _is_constant(member)
         ]
         return _source(of) + _values(constants, named), [*of.__bases__, *named]
     if isinstance(of, FunctionType) and _is_own(of):
@@ -96,18 +104,20 @@ def _text(value: Any, named: list[Any], depth: int = _DEPTH) -> str:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Enum):
-        return str(value)
+        named.append(type(value))
+        return f"{value} {_text(value.value, named, 1)}"
     if isinstance(value, _CODE) or _wrapped(value):
         named.append(value)
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} {tuple(value.shape)} {_sha256(value)}"
-    if isinstance(value, np.ndarray) and value.dtype != object:
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, ModuleType) or depth == 0:
         return type(value).__qualname__
     if isinstance(value, np.ndarray):
         value = value.tolist()
+    named.append(type(value))
     if isinstance(value, Mapping):
         parts = _in_order(value.items(), named, depth + 1)
     elif isinstance(value, Set):
@@ -115,7 +125,6 @@ def _text(value: Any, named: list[Any], depth: int = _DEPTH) -> str:
     elif isinstance(value, tuple | list | deque):
         parts = [_text(each, named, depth - 1) for each in value]
     elif attributes := _attributes(value):
-        named.append(type(value))
         parts = _in_order(attributes.items(), named, depth + 1)
     else:
         return _said(value)
@@ -128,16 +137,21 @@ def _in_order(of: Iterable[Any], named: list[Any], depth: int) -> list[str]:
     for each in of:
         own: list[Any] = []
         told.append((_text(each, own, depth - 1), own))
-    told.sort(key=lambda item: (item[0], [str(getattr(code, "__module__", "")) for code in item[1]]))
+    told.sort(key=lambda item: (item[0], [_place(code) for code in item[1]]))
     for _, own in told:
         named.extend(own)
     return [text for text, _ in told]
 
 
+def _place(code: Any) -> str:
+    """What tells code of the same name apart, the same in every process."""
+    return repr(code) if isinstance(code, nn.Module) else str(getattr(code, "__module__", ""))
+
+
 def _attributes(value: Any) -> dict[str, Any]:
-    """What an object holds; nothing of the standard library's, which say it themselves."""
+    """What an object holds; nothing of the standard library's and torch's, which say it themselves."""
     kind = type(value)
-    if _package(kind) in sys.stdlib_module_names and kind is not SimpleNamespace:
+    if _package(kind) in {*sys.stdlib_module_names, "torch"} and kind is not SimpleNamespace:
         return {}
     held = dict(getattr(value, "__dict__", {}))
     for base in kind.__mro__:
@@ -151,11 +165,14 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 def _said(value: Any) -> str:
     """What an object says of itself, if that is the same in every process."""
+    name = type(value).__qualname__
+    if _package(type(value)) == "logging":  # their levels are of the process
+        return name
     try:
         text = repr(value)
     except Exception:  # it may be anything
-        text = _ADDRESS
-    return type(value).__qualname__ if _ADDRESS in text else text
+        return name
+    return name if _ADDRESS in text else text
 
 
 def _sha256(tensor: torch.Tensor) -> str:
@@ -178,7 +195,8 @@ def _globals(function: FunctionType) -> list[tuple[str, Any]]:
             known[name] = cell.cell_contents
         except ValueError:  # it is not set yet
             continue
-    names = {*_names(function.__code__), *function.__code__.co_freevars}
+    code = function.__code__
+    names = {*_names(code), *code.co_freevars} - {*_stored(code, "STORE_GLOBAL")}
     return sorted(_constants(known, names), key=lambda item: item[0])
 
 
@@ -190,6 +208,12 @@ def _constants(known: Mapping[str, Any], names: Set[str], within: str = "") -> I
                 yield from _constants(vars(value), names, f"{within}{name}.")
         elif _is_constant(value):
             yield within + name, value
+        elif isinstance(value, dict):  # it may be a cache; what it chooses from is code
+            yield from (
+                (f"{within}{name}.{key}", each) for key, each in value.items() if isinstance(each, _CODE)
+            )
+        elif _is_own(type(value)):
+            yield within + name, type(value)
 
 
 def _source(of: type | FunctionType) -> str:
@@ -213,12 +237,22 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+def _stored(code: CodeType, how: str) -> Iterator[str]:
+    """What a function changes in its file, by `STORE_GLOBAL`, or in an object, by `STORE_ATTR`."""
+    yield from (str(each.argval) for each in dis.get_instructions(code) if each.opname == how)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _stored(constant, how)
+
+
 def _functions(member: Any) -> list[Any]:
     """The functions behind a class's member."""
     if isinstance(member, property):
         return [each for each in (member.fget, member.fset, member.fdel) if each is not None]
     if isinstance(member, staticmethod | classmethod):
         return [member.__func__]
+    if isinstance(member, cached_property | singledispatchmethod):
+        return [member.func]
     return [member] if isinstance(member, FunctionType) else _wrapped(member)
 
 

@@ -51,8 +51,9 @@ def with_plain_products(model: OnnxModel) -> OnnxModel:
         node.output[0]: each.t for node in graph.node if node.op_type == "Constant" for each in node.attribute
     }
     stored = constants | {tensor.name: tensor for tensor in graph.initializer}
-    gone = {name for node in products for name in node.input[1:_BIAS]}
     outputs = {node.output[0] for node in products}
+    read = {name for node in graph.node if node.output[0] not in outputs for name in node.input}
+    gone = {name for node in products for name in node.input[1:_BIAS] if name} - read
     weights: dict[str, Array] = {}
     nodes = []
     for node in graph.node:

@@ -147,11 +147,13 @@ class OverrunError(DeadlineError):
     """The deadline passed while the runtime worked on it, and not while it waited for its turn.
 
     Attributes:
-        ran_s: How long the runtime had it by then.
+        begun: When its turn came, on the scheduler's clock.
+        ran_s: How long the runtime had it by its deadline.
     """
 
-    def __init__(self, message: str, ran_s: float) -> None:
+    def __init__(self, message: str, begun: float, ran_s: float) -> None:
         super().__init__(message)
+        self.begun = begun
         self.ran_s = ran_s
 
 

@@ -262,20 +262,20 @@ def _count_answer(part: Part, course: Course) -> None:
         _count_failure(part, course, course.fell)
         tally.retries += course.variant is not part.route.variant
         return
-    is_shadow = counts_copies(part.rollout)
-    if not is_shadow:
+    if part.behind is None and not is_finite(done):  # else it was looked at
+        tally.requests += 1
+        tally.non_finite += 1
+    elif not counts_copies(part.rollout):
         tally.answered(course.total_s)
+        if course.is_late_for_its_arm:
+            if done.started < course.arm_deadline < done.started + done.infer_s:
+                tally.timeouts += 1
+            else:
+                tally.misses += 1
     elif done.batch_rows == course.request.rows:
         tally.answered(done.infer_s)
     else:  # copies run alone, and know the runtime's time alone
         tally.requests += 1
-    if part.behind is None and not is_finite(done):  # else it was looked at
-        tally.non_finite += 1
-    elif not is_shadow and course.is_late_for_its_arm:
-        if done.started < course.arm_deadline < done.started + done.infer_s:
-            tally.timeouts += 1
-        else:
-            tally.misses += 1
 
 
 def _count_failure(part: Part, course: Course, error: ServiceError) -> None:
@@ -283,7 +283,7 @@ def _count_failure(part: Part, course: Course, error: ServiceError) -> None:
     tally, is_late = part.tally, isinstance(error, _LATE)
     if isinstance(error, NonFiniteError):
         tally.non_finite += 1
-    elif isinstance(error, OverrunError):
+    elif isinstance(error, OverrunError) and error.begun < course.arm_deadline:
         tally.timeouts += 1
     elif is_late:
         tally.misses += 1

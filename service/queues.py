@@ -151,7 +151,7 @@ class Queue(Generic[J]):
         return self._batches_ms(before + rows)
 
     def fit(self, now: float, margin: float) -> tuple[int, int]:
-        """Requests of the next batch, and their rows: the first, and what its time has room for.
+        """Requests of the next batch, and their rows: the first, and what the time of all has room for.
 
         Args:
             now: When it would begin.
@@ -162,13 +162,13 @@ class Queue(Generic[J]):
         if self.priority is Priority.SHADOW:
             return 1, first.rows  # who comes meanwhile waits for no more than one
         if self.rows <= variant.max_batch_rows and (
-            now + variant.predict_ms(self.rows) * margin / 1e3 <= first.until
+            now + variant.predict_ms(self.rows) * margin / 1e3 <= min([job.until for job in jobs])
         ):
             return len(jobs), self.rows
-        rows, end = first.rows, 1
+        rows, end, until = first.rows, 1, first.until
         while end < len(jobs):
-            more = rows + jobs[end].rows
-            if more > variant.max_batch_rows or now + variant.predict_ms(more) * margin / 1e3 > first.until:
+            more, until = rows + jobs[end].rows, min(until, jobs[end].until)
+            if more > variant.max_batch_rows or now + variant.predict_ms(more) * margin / 1e3 > until:
                 break
             rows, end = more, end + 1
         return end, rows

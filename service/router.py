@@ -147,16 +147,10 @@ class Router:
             raise error from None
 
     def is_in_time(
-        self,
-        variant: LoadedVariant,
-        slo: Slo,
-        request: InferRequest,
-        deadline: float,
-        until: float,
-        now: float,
+        self, variant: LoadedVariant, slo: Slo, request: InferRequest, deadline: float, now: float
     ) -> bool:
-        """Whether a variant's answer would be there at `until`, where it takes its turn by its deadline."""
-        time_left_ms = (until - now) * 1e3
+        """Whether a variant's answer would be there by a deadline."""
+        time_left_ms = (deadline - now) * 1e3
         return (
             self._is_unhurried(variant, variant.predict_ms(request.rows), time_left_ms)
             or self._completion_ms(variant, slo, request, deadline) <= time_left_ms

@@ -356,6 +356,9 @@ def _stack(jobs: list[Job[Completed]]) -> Mapping[str, Array]:
 
 
 def _expire(job: Job[Completed]) -> None:
-    if not job.future.done():
-        late = DeadlineError(_LATE) if job.begun is None else OverrunError(_LATE, job.until - job.begun)
-        job.future.set_exception(late)
+    if job.future.done():
+        return
+    late = DeadlineError(_LATE)
+    if job.begun is not None:
+        late = OverrunError(_LATE, job.begun, job.until - job.begun)
+    job.future.set_exception(late)

@@ -124,8 +124,8 @@ def judge_candidates(
 def exceeds_budget(rollout: Rollout, evidence: Evidence, arm: str = "candidate") -> Verdict | None:
     """The verdict that a candidate surely fails more requests than the rollout allows, or None.
 
-    It needs no minimum of samples: a candidate that fails every request is found out after six. One
-    that does not surely fail more often than the primary is not to blame.
+    It needs no minimum of samples: a candidate that fails every request is found out after six. Where the
+    primary fails too, one that does not surely fail more often is not to blame.
     """
     budget = rollout.failure_budget
     primary, candidate = (evidence.get(name, _NOTHING) for name in (rollout.primary.name, arm))
@@ -136,7 +136,7 @@ def exceeds_budget(rollout: Rollout, evidence: Evidence, arm: str = "candidate")
     verdict = judge(guard, _NOTHING, candidate, arm, len(rollout.candidates))
     if verdict.state is not State.FAILS:
         return None
-    if primary.asked:
+    if primary.failures:
         ours, theirs = (candidate.failures, candidate.asked), (primary.failures, primary.asked)
         alpha = (1 - _BUDGET_CONFIDENCE) / len(rollout.candidates)
         if difference_interval(ours, theirs, alpha, _ANYWHERE).low <= 0:

@@ -194,7 +194,7 @@ def validate(request: RolloutRequest, facts: ModelFacts) -> tuple[tuple[Guard, .
         if not judges_classes(facts.metric):
             raise BadRequestError(
                 f"reward: {facts.model} is judged by {facts.metric}, which is no share of right answers. "
-                "Give answered, in_time or a limit such as within 20ms."
+                "Give in_time or a limit such as within 20ms."
             )
     return guards, versions
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -139,6 +140,57 @@ def test_it_tells_what_a_module_of_ones_own_holds(tmp_path: Path, monkeypatch: p
     assert len(digests) == 3
 
 
+CHOSEN = """
+from enum import Enum
+from functools import cached_property
+from torch import nn
+
+
+class Kind(Enum):
+    FIRST = 1
+
+
+class Swish:
+    def __call__(self, x):
+        return x + 2
+
+
+def plus(x):
+    return x + 3
+
+
+ACTS, SWISH = {"plus": plus}, Swish()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.kind, self.plus = Swish(), Kind.FIRST, plus
+
+    @cached_property
+    def scale(self):
+        return 4
+
+    def forward(self, x):
+        return SWISH(ACTS["plus"](self.act(x)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("FIRST = 1", "FIRST = 5"), ("x + 2", "x + 5"), ("x + 3", "x + 5"), ("return 4", "return 5")],
+)
+def test_it_tells_what_is_chosen_from_and_what_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    digests = set()
+    for number, source in enumerate((CHOSEN, CHOSEN.replace(before, after))):
+        module = loaded(tmp_path, source, f"chosen{number}")
+        monkeypatch.setitem(sys.modules, f"chosen{number}", module)
+        digests.add(code_digest(module.Net()))
+    assert len(digests) == 2
+
+
 OWN = """
 from torch import nn
 
@@ -259,6 +311,50 @@ class Configured(nn.Module):
 def test_it_tells_what_a_constructor_was_given(one: Any, other: Any) -> None:
     assert code_digest(Configured(one)) == code_digest(Configured(copy.deepcopy(one)))
     assert code_digest(Configured(one)) != code_digest(Configured(other))
+
+
+class Scaler:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def scale(self, x: Tensor) -> Tensor:
+        return x * self.by
+
+
+def test_it_tells_whose_method_was_given() -> None:
+    assert code_digest(Configured(Scaler(2.0).scale)) == code_digest(Configured(Scaler(2.0).scale))
+    assert code_digest(Configured(Scaler(2.0).scale)) != code_digest(Configured(Scaler(3.0).scale))
+
+
+_first: int | None = None
+
+
+class Counting(nn.Module):
+    """Changes what is of its class, of its file and of the process, and answers as ever."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).made += 1
+        self.log = logging.getLogger(f"made {self.made % 2}")
+        self.log.setLevel(self.made)
+        self.parts = nn.ModuleList(nn.Linear(2, 2 + n) for n in range(4))
+        self.skipped = {*self.parts}
+        self.handle = self.register_forward_hook(lambda *given: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        global _first
+        if _first is None:
+            _first = 1
+        return x + _first
+
+
+def test_what_changes_as_a_program_runs_is_no_part_of_it() -> None:
+    digests = {code_digest(Counting()) for _ in range(5)}
+    module = Counting()
+    module(torch.zeros(2))
+    assert digests == {code_digest(module)}
 
 
 def test_it_tells_a_traced_graph_from_another() -> None:

@@ -140,6 +140,33 @@ def test_products_of_few_bits_of_others_are_what_the_runtime_makes_of_them(
     assert weights_by_dtype(model) == {f"int{bits}": length * width}
 
 
+def test_what_a_packed_product_leaves_out_takes_no_other_node_with_it() -> None:
+    weight = np.zeros((1, 16, 4), np.float32), np.zeros((1, 16, 4), np.float32)
+    nodes = [
+        helper.make_node(
+            "MatMulNBits", ["x", "w", "scales", "", "", "bias"], ["p"], domain="com.microsoft",
+            K=4, N=4, bits=4, block_size=16,
+        ),
+        helper.make_node("Unsqueeze", ["p", "first"], ["rows"]),
+        helper.make_node("LSTM", ["rows", "own", "back"], ["", "y"], hidden_size=4),
+    ]  # fmt: skip
+    model = graph(
+        nodes,
+        w=np.zeros((4, 1, 8), np.uint8),
+        scales=np.ones(4, np.float32),
+        bias=np.ones(4, np.float32),
+        first=np.zeros(1, np.int64),
+        own=weight[0],
+        back=weight[1],
+    )
+    assert [node.op_type for node in with_plain_products(model).proto.graph.node] == [
+        "MatMul",
+        "Add",
+        "Unsqueeze",
+        "LSTM",
+    ]
+
+
 @pytest.mark.parametrize("zeros", [None, np.full(3, 8.0, np.float32)])
 def test_four_bit_products_of_others_are_read_by_position(zeros: Array | None) -> None:
     packed = np.full((3, 1, 8), 0x99, np.uint8)  # codes of 9, where 8 is zero

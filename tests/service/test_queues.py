@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isinf
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.queues import BATCH_SHARE, Backlog, Job, Priority
+from service.queues import BATCH_SHARE, Backlog, Job, Priority, Queue
 
 INTERACTIVE, BATCH, SHADOW = Priority
 
@@ -52,6 +52,13 @@ class Timed:
 
 def job(deadline: float, number: int, rows: int = 1) -> Job[Any]:
     return Job(deadline, number, rows, deadline, {}, 0, 0.0, None)  # type: ignore[arg-type]
+
+
+def test_a_batch_is_over_before_any_of_its_requests_is_given_up() -> None:
+    queue: Queue[Job[Any]] = Queue(Timed("v", 0.0, 50.0, 16), INTERACTIVE)
+    for number in range(7):
+        queue.push(replace(job(1.0, number), until=1.0 if number == 0 else 0.81))
+    assert queue.fit(0.6, 1.0) == (4, 4)
 
 
 def drain(backlog: Backlog[Any], now: float) -> dict[float, float]:
