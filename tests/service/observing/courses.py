@@ -39,7 +39,7 @@ def course(**changed: Any) -> Course:
     route = Route(take("variant"), take("degraded_from"))
     arm: Any = SimpleNamespace(name=take("arm"))
     nothing: Any = None
-    part = take("part", None) or (Part(nothing, arm, route, nothing, None) if arm.name else None)
+    part = take("part", None) or (Part(nothing, arm, route, nothing, None, nothing) if arm.name else None)
     slo = SimpleNamespace(tier=SimpleNamespace(name=take("tier")))
     did = {name: take(name) for name in ("queue_s", "infer_s", "batch_rows", "started")}
     done = None if facts["error"] else Completed([], **did)
