@@ -16,6 +16,7 @@ from service.admin.bodies import VersionBody, read_body, read_bytes
 from service.admin.desk import Desk, Handler, answer
 from service.errors import BadRequestError
 from service.rollout.command import Verb, command
+from service.rollout.guard import Source
 from service.rollout.judgement import describe
 from service.rollout.request import ModelFacts, RolloutRequest, VariantFacts, begin, read_request
 from service.rollout.rollout import Rollout, Transition
@@ -128,7 +129,20 @@ def _notes(desk: Desk, rollout: Rollout) -> list[str]:
                 f"{arm.variant} has {ratio:.4f} of the reference's quality, below the floor of "
                 f"{', '.join(above)}: it gets no requests of these tiers."
             )
-    return notes
+    return notes + _compared(rollout, variants[rollout.primary.variant], document["reference"])
+
+
+def _compared(rollout: Rollout, primary: dict[str, Any], reference: str) -> list[str]:
+    """That answers are compared with what the router chooses, which need not answer as the reference does."""
+    guards = [guard.name for guard in rollout.guards if guard.statistic.source is Source.COMPARISONS]
+    chosen = not rollout.keeps_primary and primary["name"] != reference
+    if not (guards and chosen and primary["quality"]):
+        return []
+    return [
+        f"{' and '.join(guards)}: answers are compared with those of {rollout.primary.variant}, "
+        f"which answers {primary['quality']['agreement']:.1%} of test rows as the reference does. "
+        f"With the primary {reference} candidates are held against the reference."
+    ]
 
 
 def _facts(desk: Desk, model: str) -> ModelFacts:

@@ -53,7 +53,7 @@ class RolloutRequest(BaseModel):
     fraction: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Share of requests that are copied; 0.1 where a guard compares answers."
     )
-    reward: Name | None = Field(None, description="Bandit: accuracy, answered, in_time or `within 20ms`.")
+    reward: Name | None = Field(None, description="Bandit: accuracy, in_time or `within 20ms`.")
     failure: Literal["keep", "retire"] = Field("keep", description="What becomes of a candidate that failed.")
     failure_budget: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.01, description="Share of its requests that a candidate may fail; more sends all back at once."
@@ -215,7 +215,7 @@ def _check_fields_of_kind(request: RolloutRequest) -> None:
             )
     if request.kind is Kind.BANDIT and not request.reward:
         raise BadRequestError(
-            "reward: a bandit needs one. Give accuracy, answered, in_time or a limit such as within 20ms."
+            "reward: a bandit needs one. Give accuracy, in_time or a limit such as within 20ms."
         )
     if request.kind is Kind.CANARY and len(request.candidates) > 1:
         raise BadRequestError("candidate: a canary has one. Use a shadow, a bandit or an A/B for several.")

@@ -20,6 +20,7 @@ def test_a_canary_is_started_and_aborted(visit: Open, api: httpx.Client) -> None
     dialog.get_by_label("Steps, percent").fill("10, 100")
     dialog.get_by_label("Each step at least, seconds").fill("600")
     dialog.get_by_role("button", name="Start").click()
+    expect(page.locator(".toast")).to_contain_text("is released already")
     expect(page.get_by_role("status").filter(has_text="progressing")).to_be_visible()
     expect(page.locator(".weights")).to_contain_text("10%")
     (rollout,) = [r for r in api.get("models/digits/rollouts").json() if r["phase"] == "progressing"]

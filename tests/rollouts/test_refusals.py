@@ -100,6 +100,20 @@ def test_a_second_rollout_of_the_same_requests_is_refused(operator: Operator) ->
     assert set(operator.running()) == {rollout, other}
 
 
+def test_an_operator_is_told_what_answers_are_compared_with(operator: Operator) -> None:
+    shadow = {"kind": "shadow", "tier": "fast", "guards": ["agreement>=0.9"]}
+    asked = [shadow | {"candidate": "fp16"}, shadow | {"candidate": "fp16", "primary": "int8-static"}]
+    told = []
+    for body in asked:
+        started = operator.start(**body).json()
+        told.append([note for note in started["notes"] if "compared" in note])
+        assert operator.change(started["id"], "abort").status_code == 200
+        operator.wait_for(started["id"], "failed")
+    ((note,), nothing) = told
+    assert "of test rows as the reference does. With the primary fp32" in note
+    assert not nothing  # whoever names the primary knows
+
+
 def test_of_two_operators_one_is_told_the_current_state(operator: Operator) -> None:
     rollout = operator.started(**AB)
     seen = operator.wait_for(rollout, "progressing", "waiting")["version"]

@@ -48,7 +48,8 @@ export const mayOperate = () => ["operate", "admin"].includes(state.session?.rol
 export function say(text, kind = "good") {
   const message = { text, kind };
   set({ message });
-  setTimeout(() => state.message === message && set({ message: null }), 6000);
+  const readable = Math.max(6000, 60 * text.length); // milliseconds
+  setTimeout(() => state.message === message && set({ message: null }), readable);
 }
 
 export function rolloutsOf(model) {

@@ -37,7 +37,7 @@ export function StartForm({ model, variants, onClose }) {
     const rollout = await post(`models/${segment(model.model)}/rollouts`, body(kind, values));
     state.rollouts.set(rollout.id, rollout);
     set({});
-    say(`The ${rollout.kind} has begun.`);
+    say([`The ${rollout.kind} has begun.`, ...rollout.notes].join(" "));
     onClose();
   });
   const allowsSeveral = kind === "shadow" || kind === "bandit";
