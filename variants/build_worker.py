@@ -17,8 +17,8 @@ from pathlib import Path
 from compression.base import CompressionError, PassContext, PassRefusedError
 from compression.checkpoint import Checkpoints
 from compression.data import Splits
-from compression.model import Form, Model, TorchModel
-from compression.pipeline import Compressed, check, compress, pass_versions
+from compression.model import Form, TorchModel
+from compression.pipeline import Compressed, RecipeError, check, compress, pass_versions
 from compression.recipe import Recipe
 from compression.registry import PASSES
 from compression.signature import Array
@@ -33,7 +33,7 @@ from variants.misspelling import misspelled
 from variants.parity import ParityError, verify
 from variants.profiling import predict
 from variants.quality import quality_ratio
-from variants.reference import beside_baseline, reference_model, reference_training
+from variants.reference import beside_baseline, reference_model, reference_training, untrained
 from variants.runtime import open_session, reference_runtime
 from variants.samples import write_golden, write_split
 from variants.scoring import Finished, reference_graph, score
@@ -61,6 +61,11 @@ def prepare(job: Job) -> Prepared:
         if recipe.name == spec.reference or (recipe.name in job.only if job.only else recipe.by_default)
     ]
     versions = {recipe.name: pass_versions(recipe) for recipe in wanted}
+    source_form = untrained(spec).form
+    refused = {recipe.name: _refused(recipe, source_form) for recipe in wanted}
+    for name in job.only:
+        if (outcome := refused[name]) is not None and outcome.failed:
+            raise RecipeError(outcome.failed)  # before anything is trained, too
     splits = spec.splits()
     write_split(job.folder / SAMPLES_FILE, splits.test)
     write_split(job.folder / CALIBRATION_FILE, splits.calibration)
@@ -72,7 +77,7 @@ def prepare(job: Job) -> Prepared:
     plans = [
         replace(
             _plan(spec, splits, source, recipe, versions[recipe.name]),
-            refused=_refused(recipe, reference),
+            refused=refused[recipe.name],
             timeout_s=recipe.timeout_s or spec.timeout_s,
         )
         for recipe in wanted
@@ -138,10 +143,10 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
     return Outcome(scorecard=scored)
 
 
-def _refused(recipe: Recipe, reference: Model) -> Outcome | None:
-    """Why a recipe cannot work on this model, whatever its data and weights are."""
+def _refused(recipe: Recipe, source: Form) -> Outcome | None:
+    """Why a recipe cannot work on a model of this form, whatever its data and weights are."""
     try:
-        check(recipe, reference.form)
+        check(recipe, source)
     except PassRefusedError as error:
         return Outcome(skipped=str(error))
     except CompressionError as error:

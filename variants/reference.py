@@ -25,6 +25,13 @@ from variants.home import subfolder
 from variants.spec import ModelSpec
 
 
+def untrained(spec: ModelSpec) -> Model:
+    """What the spec's factory makes, with the weights that it begins with."""
+    with seeded(spec.seed):
+        source = spec.factory()
+    return source if isinstance(source, OnnxModel) else TorchModel(source.eval(), spec.signature)
+
+
 def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> Model:
     """The spec's module with its weights: trained now, or read from the cache. A graph is taken as it is.
 
@@ -33,12 +40,8 @@ def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> Model:
         splits: Its data; train is learned from, validation chooses the epoch.
         report: Called with a phrase and a fraction as training advances.
     """
-    with seeded(spec.seed):
-        source = spec.factory()
-    if isinstance(source, OnnxModel):
-        return source
-    model = TorchModel(source.eval(), spec.signature)
-    if not spec.train_reference:
+    model = untrained(spec)
+    if isinstance(model, OnnxModel) or not spec.train_reference:
         return model
     path = _path(spec, splits)
     with FileLock(path.with_suffix(".lock")):

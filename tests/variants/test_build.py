@@ -430,6 +430,15 @@ def test_an_unknown_recipe_says_which_there_are(empty: Homes) -> None:
     assert 'tiny has no recipe "int9". There are fp32, fp16' in ended.stderr
 
 
+def test_a_named_order_that_cannot_work_costs_no_training(empty: Homes, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    steps = '[{"pass": "int8-dynamic"}, {"pass": "prune-structured"}]'
+    recipe.write_text(f'{{"name": "backwards", "steps": {steps}}}')
+    ended = mipgate(empty, "build", f"{SPECS}:TINY", "--recipe-file", str(recipe), status=1)
+    assert "prune-structured takes a torch module, but after int8-dynamic" in ended.stderr
+    assert not list(empty.mipgate.glob("references/*.safetensors"))
+
+
 # ---- what released variants read
 
 

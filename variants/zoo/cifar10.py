@@ -167,7 +167,7 @@ _PRUNED = step("prune-structured", target_macs=0.49, importance="taylor", epochs
 _NARROWED = step("prune-structured", target_macs=0.25, importance="taylor", epochs=0)
 _TAUGHT = step("distill", student="current", epochs=24)
 _UNTAUGHT = step("distill", student="current", epochs=24, alpha=0.0)
-_LOW_RANK = step("low-rank", ratio=0.5, epochs=4, teacher=0.7)
+_LOW_RANK = step("low-rank", ratio=0.5, epochs=6, teacher=0.7)
 
 SPEC = ModelSpec(
     name="cifar10",
