@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from typing import Any
 
@@ -43,29 +44,54 @@ def export(model: TorchModel) -> OnnxModel:
         _set_scales_apart(module)
     module = baked(module)
     signature = model.signature
-    names = [spec.name for spec in signature.inputs]
+    write = _scripted if _has_free_steps(module, signature) else _traced
     try:
         with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"):
             # torch's own tracer calls what torch deprecates; nothing here can be changed about it.
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module,
-                example_inputs(signature, module),
-                dynamo=True,
-                dynamic_shapes=dynamic_shapes(signature),
-                input_names=names,
-                output_names=[spec.name for spec in signature.outputs],
-                opset_version=OPSET,
-                verbose=False,
-            )
+            proto = write(module, signature)
     except Exception as error:
         raise ExportError(f"the module cannot be exported: {_first_line(error)}") from error
-    assert program is not None  # dynamo=True always returns one
-    proto = program.model_proto
     _forget_origin(proto.graph)
     check_signature(proto, signature)
     onnx.checker.check_model(proto, full_check=True)
     return OnnxModel(proto, signature)
+
+
+def _traced(module: nn.Module, signature: Signature) -> onnx.ModelProto:
+    program = torch.onnx.export(
+        module,
+        example_inputs(signature, module),
+        dynamo=True,
+        dynamic_shapes=dynamic_shapes(signature),
+        input_names=[spec.name for spec in signature.inputs],
+        output_names=[spec.name for spec in signature.outputs],
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None  # dynamo=True always returns one
+    return program.model_proto
+
+
+def _scripted(module: nn.Module, signature: Signature) -> onnx.ModelProto:
+    """By the older exporter, which leaves the steps of recurrent layers free; the other fixes them."""
+    file = io.BytesIO()
+    torch.onnx.export(
+        module,
+        example_inputs(signature, module),
+        file,
+        dynamo=False,
+        dynamic_axes={spec.name: _symbolic(spec) for spec in (*signature.inputs, *signature.outputs)},
+        input_names=[spec.name for spec in signature.inputs],
+        output_names=[spec.name for spec in signature.outputs],
+        opset_version=OPSET,
+    )
+    return onnx.load_from_string(file.getvalue())
+
+
+def _has_free_steps(module: nn.Module, signature: Signature) -> bool:
+    is_recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    return is_recurrent and any(_symbolic(spec).keys() - {0} for spec in signature.inputs)
 
 
 def baked(module: nn.Module) -> nn.Module:

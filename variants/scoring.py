@@ -18,7 +18,6 @@ from compression.inspection import count, weights_by_dtype
 from compression.model import Model, OnnxModel
 from compression.pipeline import Compressed
 from compression.probing import ProbeError
-from compression.signature import Signature
 from compression.sqnr import sqnr
 from compression.traffic import traffic
 from variants.scorecard import BuildSeconds, Scorecard
@@ -55,10 +54,11 @@ def score(finished: Finished, reference: OnnxModel | None, rows: Split) -> Score
     Args:
         finished: The artifact.
         reference: The reference's graph; None when this is it.
-        rows: Real rows, which decide the lengths of symbolic axes.
+        rows: Real rows; the first decides the lengths of symbolic axes.
     """
     artifact = finished.compressed.artifact
-    counts = count(artifact, _axes(artifact.signature, rows))
+    row = rows.take(slice(0, 1)).inputs
+    counts = count(artifact, row)
     unmeasured: dict[str, str] = {}
 
     def noise() -> Sqnr | None:
@@ -76,7 +76,7 @@ def score(finished: Finished, reference: OnnxModel | None, rows: Split) -> Score
         invariants=[*finished.compressed.facts, {"check": "parity", **finished.parity}],
         weights=weights_by_dtype(artifact),
         seconds=_split(finished),
-        traffic=_try("traffic", lambda: traffic(artifact, rows.take(slice(0, 1)).inputs), unmeasured),
+        traffic=_try("traffic", lambda: traffic(artifact, row), unmeasured),
         sqnr=_try("sqnr", noise, unmeasured),
         unmeasured=unmeasured,
     )
@@ -123,13 +123,3 @@ def _try(name: str, measure: Callable[[], Figure], unmeasured: dict[str, str]) -
     except ProbeError as error:
         unmeasured[name] = str(error)
         return None
-
-
-def _axes(signature: Signature, rows: Split) -> dict[str, int]:
-    """Lengths that the symbolic axes have in real data; operations are counted for them."""
-    return {
-        axis: length
-        for spec in signature.inputs
-        for axis, length in zip(spec.row_shape, rows.inputs[spec.name].shape[1:], strict=True)
-        if isinstance(axis, str)
-    }

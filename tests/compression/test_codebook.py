@@ -8,8 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 from compression.base import PassContext
 from compression.codebook import CodebookError, Codes, expanded, packed, store_as_codes, stored_codes
 from compression.inference import infer
-from compression.inspection import flops, parameters, weights_by_dtype
+from compression.inspection import parameters, weights_by_dtype
 from compression.model import OnnxModel
+from compression.operations import flops
 from compression.signature import Array
 
 

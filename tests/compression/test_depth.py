@@ -9,8 +9,8 @@ from torch import nn
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.depth import DepthPruning, DepthPruningSettings, skippable_blocks
 from compression.export import export
-from compression.inspection import flops
 from compression.model import TorchModel
+from compression.operations import flops
 from compression.training import Training, fit, seeded
 from tests.compression.small_digits import DIGITS, accuracy, silent
 

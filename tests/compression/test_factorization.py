@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.export import export
 from compression.factorization import LowRank, LowRankSettings, splittable
-from compression.inspection import flops
 from compression.model import OnnxModel, TorchModel
+from compression.operations import flops
 from compression.training import seeded
 from tests.compression.small_digits import DIGITS, accuracy
 

@@ -81,13 +81,7 @@ def _alone(session: ort.InferenceSession, name: str, row: Array, copies: int) ->
 def test_every_kind_is_counted(kind: str) -> None:
     foreign = TAKEN[kind]()
     imported = taken(foreign)
-    axes = {
-        axis: length
-        for spec in imported.signature.inputs
-        for axis, length in zip(spec.row_shape, foreign.rows[spec.name].shape[1:], strict=True)
-        if isinstance(axis, str)
-    }
-    counts = count(imported, axes)
+    counts = count(imported, {name: rows[:1] for name, rows in foreign.rows.items()})
     assert counts.parameters >= WIDE * HIDDEN
     assert counts.flops >= 2 * WIDE * HIDDEN
     if kind in ("plain", "constants", "scalar", "no batch anywhere", "batch of one", "mean of all"):

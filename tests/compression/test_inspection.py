@@ -9,16 +9,10 @@ import pytest
 from numpy.testing import assert_allclose
 from onnx import helper, numpy_helper
 
-from compression.inspection import (
-    InspectionError,
-    count,
-    heavy_operators,
-    nonzero_parameters,
-    parameters,
-    weights_by_dtype,
-)
+from compression.inspection import count, heavy_operators, nonzero_parameters, parameters, weights_by_dtype
 from compression.model import OnnxModel
 from compression.nbits import with_plain_products
+from compression.operations import UnknownShapeError
 from compression.signature import Array, Signature, TensorSpec
 
 X = TensorSpec("x", "float32", ("batch", 4))
@@ -217,5 +211,5 @@ def test_a_shape_that_nobody_knows_is_an_error() -> None:
     ]
     model = graph(nodes, w=WEIGHT.astype(np.float32))
     model.proto.opset_import.append(helper.make_opsetid("nobody", 1))
-    with pytest.raises(InspectionError, match="cannot be inferred"):
+    with pytest.raises(UnknownShapeError, match="cannot be inferred"):
         count(model)

@@ -6,9 +6,10 @@ from torch import nn
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.export import export
 from compression.inference import infer
-from compression.inspection import flops, heavy_operators, nonzero_parameters, parameters, weights_by_dtype
+from compression.inspection import heavy_operators, nonzero_parameters, parameters, weights_by_dtype
 from compression.int4 import Int4Settings, Int4Weights
 from compression.model import OnnxModel, TorchModel
+from compression.operations import flops
 from compression.pipeline import compress
 from compression.recipe import Recipe, step
 from compression.sparsity import SemiStructuredPruning, SemiStructuredSettings

@@ -11,8 +11,9 @@ from torch.nn.utils import parametrize
 from compression.base import AnyPass, BrokenPromiseError, PassContext, PassRefusedError
 from compression.codebook import expanded
 from compression.data import Split, Splits
-from compression.inspection import flops, parameters
+from compression.inspection import parameters
 from compression.model import OnnxModel, TorchModel
+from compression.operations import flops
 from compression.recipe import Step
 from compression.registry import make_pass
 from compression.weight_grids import GridRounding, bound, fixed_points, powers_of_two, signs

@@ -16,8 +16,8 @@ from compression.channels import multiply_accumulates, narrowed
 from compression.data import Split, Splits
 from compression.export import export
 from compression.importance import Importance, ranked_channels
-from compression.inspection import flops
 from compression.model import OnnxModel, TorchModel
+from compression.operations import flops
 from compression.pruning import StructuredPruning, StructuredPruningSettings
 from compression.signature import Signature, TensorSpec
 from compression.training import predict, seeded

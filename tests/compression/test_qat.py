@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.data import Split, Splits
 from compression.inference import infer
-from compression.inspection import flops, parameters, quantized_operators
+from compression.inspection import parameters, quantized_operators
 from compression.model import OnnxModel, TorchModel
+from compression.operations import flops
 from compression.pipeline import compress
 from compression.qat import QuantizationAwareTraining
 from compression.recipe import Recipe, step

@@ -14,8 +14,9 @@ from compression.batching import batched
 from compression.data import Split, Splits, divided
 from compression.export import export
 from compression.inference import infer
-from compression.inspection import count, flops, parameters, quantized_operators, weights_by_dtype
+from compression.inspection import count, parameters, quantized_operators, weights_by_dtype
 from compression.model import OnnxModel, TorchModel
+from compression.operations import flops
 from compression.pipeline import RecipeRefusedError, compress
 from compression.precision import Float16, Float16Settings
 from compression.quantization import DynamicInt8, DynamicInt8Settings, StaticInt8, StaticInt8Settings

@@ -10,8 +10,8 @@ from torch import nn
 
 from compression.base import PassContext, PassRefusedError
 from compression.export import export
-from compression.inspection import flops
 from compression.model import OnnxModel, TorchModel
+from compression.operations import flops
 from compression.ratio_search import RatioSearch, RatioSearchSettings, cross_validated, recalibrated
 from compression.training import predict
 from tests.compression.small_digits import DIGITS, accuracy
