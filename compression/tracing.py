@@ -49,7 +49,7 @@ def traced(model: TorchModel) -> TorchModel:
             ).run_decompositions({})
             inlined = program.module(check_guards=False)
     except Exception as error:
-        said = str(error).strip().partition("\n")[0]
+        said = str(error).strip().partition("\n")[0].partition(" For more information")[0].rstrip(".!")
         raise TracingError(f"the module cannot be traced: {type(error).__name__}: {said}") from error
     assert isinstance(inlined, fx.GraphModule)
     for node in list(inlined.graph.nodes):

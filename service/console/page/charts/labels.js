@@ -1,6 +1,7 @@
 // Finds a place for each dot's name where it covers no other name and no dot.
 const HIGH = 14;
 const WIDE = 6.6; // pixels a character, about
+const BREATH = 6; // pixels between two names on one line
 const SHARE = 32; // room for the share of the traffic behind it
 
 export function place(dots, area, obstacles) {
@@ -33,4 +34,4 @@ function spot(x, y, anchor, wide) {
 
 const isInside = (box, area) =>
   box.left >= area.left && box.right <= area.right + 8 && box.top >= 0 && box.bottom <= area.bottom;
-const overlap = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+const overlap = (a, b) => a.left < b.right + BREATH && b.left < a.right + BREATH && a.top < b.bottom && b.top < a.bottom;
