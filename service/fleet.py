@@ -20,7 +20,8 @@ from variants.card import Card
 from variants.catalog import Catalog
 from variants.document import DocumentError
 from variants.host import Host
-from variants.profiler import profile_model
+from variants.profile import Profile
+from variants.profiler import misjudged, profile_model
 from variants.progress import Lines
 from variants.runtime import RuntimeUnavailableError
 from variants.serving_spec import ServingSpec
@@ -101,7 +102,8 @@ class Fleet:
         """Loads a model, or loads it anew; requests go to the new one once it is ready.
 
         A model without profiles of this host is profiled first; so is, once, a variant that answers the
-        golden rows otherwise than when its quality was measured. Waits for whatever else is loaded now.
+        golden rows otherwise than when its quality was measured, or whose quality was held against another
+        reference, other rows or by another metric. Waits for whatever else is loaded now.
 
         Raises:
             CatalogError: It is not registered, or its card is damaged.
@@ -132,7 +134,8 @@ class Fleet:
             log.warning("%s was not profiled on this host (%s); profiling", name, self._host.fingerprint)
             card = profile_model(self._catalog, name, self._host, Lines(), again=False)
         model = self._open(card)
-        doubted = {v: p for v, p in model.doubted.items() if f"{name}/{v}" not in self._measured_again}
+        questioned = model.doubted | self._misjudged(card)
+        doubted = {v: p for v, p in questioned.items() if f"{name}/{v}" not in self._measured_again}
         if doubted:
             log.warning("quality of %s of %s is measured again", ", ".join(doubted), name)
             self._measured_again |= {f"{name}/{version}" for version in doubted}
@@ -140,6 +143,15 @@ class Fleet:
                 profile_model(self._catalog, name, self._host, Lines(), again=False, doubted=doubted)
             )
         return model
+
+    def _misjudged(self, card: Card) -> dict[str, list[Profile]]:
+        try:
+            return misjudged(self._catalog, card, self._host)
+        except CatalogError as error:
+            log.error(
+                "whether the qualities of %s are about its reference is not known: %s", card.spec.model, error
+            )
+            return {}
 
     def _open(self, card: Card) -> LoadedModel:
         """The model with a session for every variant that can serve."""

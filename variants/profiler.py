@@ -28,6 +28,7 @@ from variants.profiling import ProfilingJob
 from variants.progress import Reporter
 from variants.runtime import Runtime, available_runtimes, reference_runtime
 from variants.store import CatalogError, sha256
+from variants.variant import Life
 from variants.worker import WorkerError, run
 
 log = logging.getLogger("mipgate.profiler")
@@ -189,16 +190,25 @@ def profile_model(
         return _profile_missing(catalog, card, trusted, host, progress, again=doubt)
 
 
+def misjudged(catalog: Catalog, card: Card, host: Host) -> dict[str, list[Profile]]:
+    """Profiles of a host, by `recipe@build`, that are about another reference, other rows or another metric.
+
+    Raises:
+        CatalogError: The reference cannot be read.
+    """
+    bench, known = _bench(catalog, card), card.measured_on(host).profiles
+    wanted = {entry.id.version for entry in card.entries if entry.life is not Life.RETIRED}
+    return {
+        version: profiles
+        for version, profiles in known.items()
+        if version in wanted and not bench.has_judged(profiles)
+    }
+
+
 def _profile_missing(
     catalog: Catalog, card: Card, trusted: Set[str], host: Host, progress: Reporter, *, again: bool
 ) -> Card:
-    model = card.spec.model
-    bench = Bench(
-        metric=card.spec.metric,
-        reference=catalog.open(card.find(card.spec.reference).id),
-        validation=catalog.card_file(model, VALIDATION_FILE),
-        test=catalog.card_file(model, SAMPLES_FILE),
-    )
+    bench = _bench(catalog, card)
     known = card.measured_on(host).profiles
     trusted = {version for version in trusted if bench.has_judged(known[version])}
     wanted = [e for e in card.entries if e.failure is None and e.id.version not in trusted]
@@ -212,12 +222,22 @@ def _profile_missing(
         return card
     measured = profile_variants(bench, stored, host, progress, again=again)
     try:
-        catalog.change(model, lambda c: c.with_profiles(host, measured.profiles, measured.refusals))
+        catalog.change(card.spec.model, lambda c: c.with_profiles(host, measured.profiles, measured.refusals))
     except OSError as error:
-        log.warning("the profiles of %s are kept in memory only: %s", model, error)
+        log.warning("the profiles of %s are kept in memory only: %s", card.spec.model, error)
     else:
         measured.published()
     return card.with_profiles(host, measured.profiles, measured.refusals)
+
+
+def _bench(catalog: Catalog, card: Card) -> Bench:
+    model = card.spec.model
+    return Bench(
+        metric=card.spec.metric,
+        reference=catalog.open(card.find(card.spec.reference).id),
+        validation=catalog.card_file(model, VALIDATION_FILE),
+        test=catalog.card_file(model, SAMPLES_FILE),
+    )
 
 
 def _is_allowed(runtime: Runtime, item: StoredVariant, reference: StoredVariant) -> bool:

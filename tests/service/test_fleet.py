@@ -49,13 +49,32 @@ print(json.dumps({{
 """
 
 
-def loaded(homes: Homes, *, unable: bool = False, times: int = 1) -> dict[str, Any]:
-    code = LOAD.format(unable=unable, times=times)
+# As if one variant's quality had been held against an earlier build of the reference.
+MISJUDGE = """
+from dataclasses import replace
+from variants.catalog import Catalog
+from variants.host import this_host
+
+def aged(card):
+    version, host = card.find({recipe!r}).id.version, this_host()
+    known = [replace(each, judged_with="earlier") for each in card.measured_on(host).profiles[version]]
+    return card.with_profiles(host, {{version: known}}, {{}})
+
+Catalog().change("digits", aged)
+"""
+
+
+def ran(homes: Homes, code: str) -> str:
     ended = subprocess.run(
         [sys.executable, "-c", code], env=homes.environment, cwd=ROOT, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return ended.stdout
+
+
+def loaded(homes: Homes, *, unable: bool = False, times: int = 1) -> dict[str, Any]:
+    said = ran(homes, LOAD.format(unable=unable, times=times))
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found
 
 
@@ -88,6 +107,15 @@ def test_what_answers_otherwise_is_measured_here_and_then_serves(homes: Homes) -
     others = (value for name, values in found["deviations"].items() for value in values if name != VICTIM)
     assert max(others) < 0.5
     assert loaded(homes)["measured"] == []  # the next worker trusts what was measured
+
+
+def test_what_was_judged_by_another_reference_is_judged_again_before_it_serves(homes: Homes) -> None:
+    ran(homes, MISJUDGE.format(recipe=VICTIM))
+    found = loaded(homes, times=2)
+    ((doubted,),) = found["measured"]
+    assert doubted.startswith(f"{VICTIM}@")
+    assert VICTIM in found["serves"]
+    assert loaded(homes)["measured"] == []
 
 
 def test_what_cannot_be_measured_is_refused_with_the_command_that_does(homes: Homes) -> None:
