@@ -9,6 +9,7 @@ from typing import Any
 from variants.assessment import Standing
 from variants.confusion import Cells
 from variants.profile import Profile
+from variants.report.labels import named
 from variants.scorecard import Scorecard
 from variants.variant import Life, Status
 
@@ -33,11 +34,14 @@ def frontier(standings: Sequence[Standing], metric: str) -> Figure:
         f"batch {batch}": [profile.predict_ms(batch) / batch for _, profile, _ in known]
         for batch in _FRONTIER_BATCHES
     } | {"size": [card.bytes / 1e6 for _, _, card in known]}
+    names = [standing.entry.id.recipe for standing, _, _ in known]
+    values, lows, highs = ([getattr(each, end) for each in quality] for end in ("value", "low", "high"))
+    notes = {name: named(names, xs, values, lows, highs) for name, xs in axes.items()}
     points = {
         "type": "scatter",
-        "mode": "markers+text",
+        "mode": "markers",
         "x": axes["batch 1"],
-        "y": [each.value for each in quality],
+        "y": values,
         "error_y": {
             "type": "data",
             "symmetric": False,
@@ -46,13 +50,11 @@ def frontier(standings: Sequence[Standing], metric: str) -> Figure:
             "color": "rgba(120,130,150,.45)",
             "thickness": 1,
         },
-        "text": [standing.entry.id.recipe for standing, _, _ in known],
-        "textposition": "top center",
-        "textfont": {"size": 11},
+        "text": names,
         "marker": {"size": 12, "color": [_colour(standing) for standing, _, _ in known]},
         "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4f}<extra></extra>",
     }
-    lines = {name: _staircase(xs, [each.value for each in quality]) for name, xs in axes.items()}
+    lines = {name: _staircase(xs, values) for name, xs in axes.items()}
     line = {
         "type": "scatter",
         "mode": "lines",
@@ -67,7 +69,7 @@ def frontier(standings: Sequence[Standing], metric: str) -> Figure:
             "method": "update",
             "args": [
                 {"x": [lines[name][0], xs], "y": [lines[name][1], points["y"]]},
-                {"xaxis.title.text": _axis_title(name)},
+                {"xaxis.title.text": _axis_title(name), "annotations": notes[name]},
             ],
         }
         for name, xs in axes.items()
@@ -75,6 +77,7 @@ def frontier(standings: Sequence[Standing], metric: str) -> Figure:
     layout = {
         "xaxis": {"title": {"text": _axis_title("batch 1")}, "type": "log"},
         "yaxis": {"title": {"text": f"{metric} on validation"}},
+        "annotations": notes["batch 1"],
         "showlegend": False,
         "height": 520,
         "updatemenus": [
