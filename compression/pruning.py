@@ -76,7 +76,7 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
     """
 
     name: ClassVar[str] = "prune-structured"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = StructuredPruningSettings

@@ -70,7 +70,7 @@ class RatioSearch(Pass[RatioSearchSettings, TorchModel, TorchModel]):
     """
 
     name: ClassVar[str] = "prune-search"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = RatioSearchSettings
