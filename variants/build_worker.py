@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from compression.base import CompressionError, PassContext, PassRefusedError
 from compression.checkpoint import Checkpoints
 from compression.data import Splits
 from compression.model import Form, TorchModel
-from compression.pipeline import Compressed, RecipeError, check, compress, pass_versions
+from compression.pipeline import Compressed, check, compress, pass_versions
 from compression.recipe import Recipe
 from compression.registry import PASSES
 from compression.signature import Array
@@ -53,31 +54,28 @@ _SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "optuna", "torch-pruni
 def prepare(job: Job) -> Prepared:
     """Loads the data, trains or finds the reference, and plans every recipe."""
     spec = _spec(job)
-    for name in job.only:
-        spec.recipe(name)  # an unknown name is an error before anything is trained
+    model = untrained(spec)
+    for name in job.only:  # an unknown name and an order that cannot work are errors before any training
+        with suppress(PassRefusedError):  # a skip, which the table tells
+            check(spec.recipe(name), model.form)
     wanted = [
         recipe
         for recipe in spec.recipes
         if recipe.name == spec.reference or (recipe.name in job.only if job.only else recipe.by_default)
     ]
     versions = {recipe.name: pass_versions(recipe) for recipe in wanted}
-    source_form = untrained(spec).form
-    refused = {recipe.name: _refused(recipe, source_form) for recipe in wanted}
-    for name in job.only:
-        if (outcome := refused[name]) is not None and outcome.failed:
-            raise RecipeError(outcome.failed)  # before anything is trained, too
     splits = spec.splits()
     write_split(job.folder / SAMPLES_FILE, splits.test)
     write_split(job.folder / CALIBRATION_FILE, splits.calibration)
     before = _gather_files(spec, job.folder).before
     disturbed = misspelled(splits.validation, before) if isinstance(before, Tokenize) else ()
     write_split(job.folder / VALIDATION_FILE, splits.validation, disturbed)
-    reference = reference_model(spec, splits, report_to_parent)
+    reference = reference_model(model, spec, splits, report_to_parent)
     source = reference.weights_digest()
     plans = [
         replace(
             _plan(spec, splits, source, recipe, versions[recipe.name]),
-            refused=refused[recipe.name],
+            refused=_refused(recipe, model.form),
             timeout_s=recipe.timeout_s or spec.timeout_s,
         )
         for recipe in wanted
@@ -104,7 +102,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
             failed="the spec's `splits` gives other rows each time it is called: what is held out for tests "
             "would be trained on. Seed what draws them."
         )
-    reference = reference_model(spec, splits, report_to_parent)
+    reference = reference_model(untrained(spec), spec, splits, report_to_parent)
     recipe = spec.recipe(recipe_name)
     context = PassContext(
         splits,

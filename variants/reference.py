@@ -32,15 +32,15 @@ def untrained(spec: ModelSpec) -> Model:
     return source if isinstance(source, OnnxModel) else TorchModel(source.eval(), spec.signature)
 
 
-def reference_model(spec: ModelSpec, splits: Splits, report: Report) -> Model:
+def reference_model(model: Model, spec: ModelSpec, splits: Splits, report: Report) -> Model:
     """The spec's module with its weights: trained now, or read from the cache. A graph is taken as it is.
 
     Args:
-        spec: The model.
+        model: What `untrained` made; it is changed where it is a module.
+        spec: Its spec.
         splits: Its data; train is learned from, validation chooses the epoch.
         report: Called with a phrase and a fraction as training advances.
     """
-    model = untrained(spec)
     if isinstance(model, OnnxModel) or not spec.train_reference:
         return model
     path = _path(spec, splits)
