@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from compression.base import (
     AnyPass,
@@ -22,21 +20,15 @@ from compression.base import (
     Settings,
     usual_width,
 )
-from compression.data import Split
 from compression.hints import Hinted, Pair, Watching, attention_loss, hint_loss, hinted, pairs_of
+from compression.imitation import AGREEMENTS, imitation_of, teacher_objective, teacher_of
 from compression.inspection import parameters
-from compression.losses import Batch, Loss, Outputs
+from compression.losses import Batch, Outputs
 from compression.model import Form, OnnxModel, TorchModel
-from compression.signature import Array
-from compression.training import Objective, Training, labels_objective, predict, seeded
+from compression.training import Objective, predict, seeded
 
 # The student that is the model that came in.
 CURRENT = "current"
-
-# How far the student is from the teacher: (student's outputs, teacher's outputs, temperature) -> scalar.
-Imitation = Callable[[Outputs, Outputs, float], Tensor]
-# What a teacher says to a batch.
-Answers = Callable[[Batch], Outputs]
 
 
 class DistillationSettings(Settings):
@@ -79,132 +71,6 @@ class DistillationSettings(Settings):
         return self.alpha > 0 or self.inside
 
 
-def soft_cross_entropy(student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
-    """Divergence of the softened classes of the first output, scaled by the temperature squared.
-
-    Hinton et al. 2015, section 2: the scale keeps the gradients as large as those of the hard labels.
-    """
-    return (
-        temperature**2
-        * functional.kl_div(
-            functional.log_softmax(student[0].float() / temperature, dim=-1),
-            functional.log_softmax(teacher[0] / temperature, dim=-1),
-            log_target=True,
-            reduction="none",
-        )
-        .sum(-1)
-        .mean()
-    )
-
-
-def output_mse(student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
-    """Mean squared distance of all outputs; numbers that are no logits have no temperature."""
-    distances = [functional.mse_loss(a.float(), b) for a, b in zip(student, teacher, strict=True)]
-    return torch.stack(distances).mean()
-
-
-def soft_pixels(student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
-    """Divergence of the softened classes of every pixel, and the distance of what else there is."""
-    pixels = [outputs[0].movedim(1, -1).flatten(0, -2) for outputs in (student, teacher)]
-    soft = soft_cross_entropy((pixels[0],), (pixels[1],), temperature)
-    return soft if len(student) == 1 else soft + 0.1 * output_mse(student[1:], teacher[1:], temperature)
-
-
-IMITATIONS: dict[str, Imitation] = {
-    "cross_entropy": soft_cross_entropy,
-    "mse": output_mse,
-    "segmentation": soft_pixels,
-}
-
-
-def teacher_objective(
-    context: PassContext, temperature: float = 4.0, alpha: float = 0.7, watching: Watching | None = None
-) -> Objective:
-    """What a student of the reference minimizes: the teacher's softened answers beside the labels.
-
-    For `PassContext.fit`. The teacher answers each split once, when it is first asked; where training rows
-    are augmented or shrunk, it answers every batch as the student sees it (Beyer et al. 2022, "Knowledge
-    Distillation: A Good Teacher Is Patient and Consistent").
-
-    Args:
-        context: Holds the teacher as `reference`, and the training whose loss says how it is imitated.
-        temperature: Softens teacher and student alike.
-        alpha: Weight of the teacher; the labels weigh `1 - alpha`. 0 asks the teacher nothing. Without labels
-            only the teacher counts.
-        watching: The teacher as somebody else already asks it about each batch, so that it answers once.
-
-    Raises:
-        PassRefusedError: There is no reference, or nothing says how its answers are imitated.
-    """
-    training, splits = context.training, context.splits
-    labelled = labels_objective(training)
-    if alpha == 0.0:
-        return labelled
-    teacher, imitation = teacher_of(context), imitation_of(training)
-
-    def blend(answers: Answers, against_labels: Loss, weight: float) -> Loss:
-        def loss(outputs: Outputs, batch: Batch) -> Tensor:
-            soft = weight * imitation(outputs, answers(batch), temperature)
-            return soft if weight == 1.0 else soft + (1.0 - weight) * against_labels(outputs, batch)
-
-        return loss
-
-    changing = training.augmentation is not None or training.small_images > 0
-    if watching is None and changing:
-        watching = Watching(teacher, training)
-    answers = _Remembering(teacher, splits.train) if watching is None else watching.answers
-    return Objective(
-        blend(answers, labelled.train, 1.0 if splits.train.labels is None else alpha),
-        blend(
-            _Remembering(teacher, splits.validation),
-            labelled.validation,
-            1.0 if splits.validation.labels is None else alpha,
-        ),
-        f"soft {[teacher.digest(), temperature, alpha]} beside {labelled.key}",
-    )
-
-
-def teacher_of(context: PassContext) -> TorchModel:
-    """The reference, as what a student learns from.
-
-    Raises:
-        PassRefusedError: There is none.
-    """
-    if context.reference is None:
-        raise PassRefusedError("there is no reference to learn from. Register the model as a module.")
-    return context.reference
-
-
-def imitation_of(training: Training) -> Imitation:
-    """How a model trained this way is imitated.
-
-    Raises:
-        PassRefusedError: Its loss has no imitation.
-    """
-    if training.loss not in IMITATIONS:
-        raise PassRefusedError(
-            f'a model trained on "{training.loss}" cannot be imitated. '
-            f"Losses with an imitation: {', '.join(sorted(IMITATIONS))}."
-        )
-    return IMITATIONS[training.loss]
-
-
-class _Remembering:
-    """A teacher that answers every row of a split once and is looked up from then on."""
-
-    def __init__(self, teacher: TorchModel, split: Split) -> None:
-        self.teacher = teacher
-        self.split = split
-        self.answers: Outputs | None = None
-
-    def __call__(self, batch: Batch) -> Outputs:
-        if self.answers is None:
-            device = batch.inputs[0].device
-            answers = predict(self.teacher, self.split)
-            self.answers = tuple(torch.from_numpy(answer).to(device) for answer in answers)
-        return tuple(answer[batch.rows] for answer in self.answers)
-
-
 class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     """Trains a student on the reference's soft targets.
 
@@ -214,7 +80,7 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     """
 
     name: ClassVar[str] = "distill"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = DistillationSettings
@@ -277,7 +143,8 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     def _inside(self, pairs: Sequence[Pair], context: PassContext) -> Objective:
         """Answers, hints and attention together; the epoch is chosen by the answers alone."""
         settings, teacher = self.settings, teacher_of(context)
-        watching = Watching(teacher, context.training, [pair.teacher for pair in pairs])
+        layers = [pair.teacher for pair in pairs]
+        watching = Watching(teacher, context.training, context.splits.validation, layers)
         answers = teacher_objective(context, settings.temperature, settings.alpha, watching)
         count, ends = len(pairs), len(teacher.signature.outputs)
 
@@ -338,7 +205,7 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
             raise BrokenPromiseError("the student's weights did not change. Raise epochs or learning_rate.")
         validation = context.splits.validation
         said, taught = predict(after, validation), predict(teacher, validation)
-        agreement, chance = _AGREEMENTS[context.training.loss](said, taught)
+        agreement, chance = AGREEMENTS[context.training.loss](said, taught, validation.labels)
         if agreement <= chance:
             raise BrokenPromiseError(
                 f"the student agrees with its teacher on {agreement:.3f} of validation, chance is "
@@ -369,31 +236,6 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
                 f"the artifact stores {stored} weights, nearer to the teacher's {teacher} than to the "
                 f"student's {student}. A later step made it grow."
             )
-
-
-def class_agreement(student: list[Array], teacher: list[Array]) -> tuple[float, float]:
-    """Share of rows where both choose the same class, and the share of the teacher's commonest class."""
-    chosen, taught = student[0].argmax(-1).reshape(-1), teacher[0].argmax(-1).reshape(-1)
-    return float((chosen == taught).mean()), float(np.bincount(taught).max() / len(taught))
-
-
-def explained_variance(student: list[Array], teacher: list[Array]) -> tuple[float, float]:
-    """Share of the teacher's variance that the first output explains; a constant explains 0."""
-    error, spread = student[0] - teacher[0], teacher[0] - teacher[0].mean(axis=0)
-    return float(1.0 - (error**2).sum() / max((spread**2).sum(), 1e-12)), 0.0
-
-
-def pixel_agreement(student: list[Array], teacher: list[Array]) -> tuple[float, float]:
-    """As `class_agreement`, of the pixels of `(rows, classes, height, width)`."""
-    moved = [np.moveaxis(outputs[0], 1, -1) for outputs in (student, teacher)]
-    return class_agreement([moved[0]], [moved[1]])
-
-
-_AGREEMENTS: dict[str, Callable[[list[Array], list[Array]], tuple[float, float]]] = {
-    "cross_entropy": class_agreement,
-    "mse": explained_variance,
-    "segmentation": pixel_agreement,
-}
 
 
 def _size(model: TorchModel) -> int:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from compression.base import BrokenPromiseError, Facts, PassContext, PassRefusedError, Settings
 from compression.data import Split
-from compression.distillation import teacher_objective
+from compression.imitation import teacher_objective
 from compression.losses import Batch, labelled_loss
 from compression.model import TorchModel
 from compression.signature import Array

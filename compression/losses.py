@@ -9,6 +9,8 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional
 
+from compression.classes import class_axis
+
 Outputs = tuple[Tensor, ...]
 
 
@@ -35,8 +37,13 @@ Loss = Callable[[Outputs, Batch], Tensor]
 
 
 def cross_entropy(outputs: Outputs, batch: Batch, smoothing: float = 0.0) -> Tensor:
-    """Mean cross entropy of the first output's logits `(batch, classes)` against class numbers."""
-    return functional.cross_entropy(outputs[0].float(), labels_of(batch).long(), label_smoothing=smoothing)
+    """Mean cross entropy of the first output's logits against class numbers.
+
+    Logits are `(batch, classes)`; for labels of more axes they have those, and the classes second or last.
+    """
+    labels = labels_of(batch).long()
+    logits = outputs[0].float().movedim(scores_axis(outputs[0], tuple(labels.shape)), 1)
+    return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 def mse(outputs: Outputs, batch: Batch) -> Tensor:
@@ -81,6 +88,21 @@ def labelled_loss(name: str, smoothing: float = 0.0) -> Loss:
     if name != "cross_entropy":
         raise TrainingError(f"{name} has no labels to smooth. Set label_smoothing to 0.")
     return partial(cross_entropy, smoothing=smoothing)
+
+
+def scores_axis(logits: Tensor, labels_shape: tuple[int, ...] | None) -> int:
+    """The axis of logits that holds the scores of classes.
+
+    Raises:
+        TrainingError: None can, for labels of this shape.
+    """
+    axis = class_axis(tuple(logits.shape), labels_shape)
+    if axis is None:
+        raise TrainingError(
+            f"logits of shape {list(logits.shape)} have no axis of class scores for labels of shape "
+            f"{list(labels_shape or ())}. Give one class number for each place, or train on another loss."
+        )
+    return axis
 
 
 def labels_of(batch: Batch) -> Tensor:

@@ -23,8 +23,8 @@ from compression.base import (
     check_smaller,
 )
 from compression.codebook import Codes, store_as_codes, stored_codes
-from compression.distillation import imitation_of, teacher_objective, teacher_of
 from compression.export import export
+from compression.imitation import imitation_of, teacher_objective, teacher_of
 from compression.inspection import weights_by_dtype
 from compression.layer_graph import layers, place_on_weights, placed, stored, weight_of
 from compression.model import Form, OnnxModel, TorchModel

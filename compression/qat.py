@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import fx
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
-from compression.distillation import imitation_of, teacher_objective, teacher_of
 from compression.export import export
 from compression.fake_quantization import RangeRule
+from compression.imitation import imitation_of, teacher_objective, teacher_of
 from compression.inference import infer
 from compression.inspection import quantized_operators
 from compression.layer_graph import layers, weight_of

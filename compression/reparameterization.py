@@ -26,6 +26,7 @@ from compression.base import (
     Settings,
     held_by,
 )
+from compression.data import Split
 from compression.inspection import parameters
 from compression.model import Form, OnnxModel, TorchModel
 from compression.training import predict
@@ -96,7 +97,7 @@ class Fuse(Pass[FuseSettings, TorchModel, TorchModel]):
                 f"the weights of {', '.join(held)} are masked or shared, which scaling them would undo. Put "
                 "fuse before the pass that did it."
             )
-        if not _blocks(model.module) and not _foldings(model.module):
+        if not _blocks(model.module) and not _foldings(model, context.splits.validation):
             raise PassRefusedError(
                 "there is no batch normalization behind a layer of its own and no block of branches. Leave "
                 "fuse out."
@@ -104,7 +105,7 @@ class Fuse(Pass[FuseSettings, TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the module with fewer layers and the same answers."""
-        return TorchModel(fused(model.module), model.signature)
+        return fused(model, context.splits.validation)
 
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
         """Checks that normalizations or branches are gone and that the answers are the same."""
@@ -144,22 +145,27 @@ class Fuse(Pass[FuseSettings, TorchModel, TorchModel]):
             )
 
 
-def fused(module: nn.Module) -> nn.Module:
-    """A copy in eval mode that answers the same with fewer layers: the module as it is where none folds.
+def fused(model: TorchModel, split: Split) -> TorchModel:
+    """A copy in eval mode that answers the same with fewer layers: the model as it is where none folds.
+
+    Args:
+        model: What to fold.
+        split: Where the rows come from that show how many axes a layer gives.
 
     Raises:
         PassRefusedError: The module cannot be traced, or a block has branches that are not linear together.
     """
-    module = copy.deepcopy(module).eval()
+    module = copy.deepcopy(model.module).eval()
     for name in _blocks(module):
         block = module.get_submodule(name)
         assert isinstance(block, Branches)
         module.set_submodule(name, one_convolution(block))
-    for layer_name, norm_name in _foldings(module):
+    whole = TorchModel(module, model.signature)
+    for layer_name, norm_name in _foldings(whole, split):
         layer, norm = module.get_submodule(layer_name), module.get_submodule(norm_name)
         module.set_submodule(layer_name, _folded(layer, norm))
         module.set_submodule(norm_name, nn.Identity())
-    return module
+    return whole
 
 
 def one_convolution(block: Branches) -> nn.Conv2d:
@@ -221,12 +227,13 @@ def _blocks(module: nn.Module) -> list[str]:
     return [name for name, part in module.named_modules() if isinstance(part, Branches) and name]
 
 
-def _foldings(module: nn.Module) -> list[Folding]:
+def _foldings(model: TorchModel, split: Split) -> list[Folding]:
     """Layers and the normalizations that alone read them, by name; those in blocks of branches left out.
 
     Raises:
         PassRefusedError: The module cannot be traced, so that nothing shows what reads what.
     """
+    module = model.module
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing: what it leaves out is no layer
@@ -239,6 +246,7 @@ def _foldings(module: nn.Module) -> list[Folding]:
         ) from error
     parts = dict(module.named_modules())
     calls = Counter(id(parts[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+    shared, over_positions = _read_apart(module, graph), _over_positions(model, split)
     found = []
     for node in graph.nodes:
         source = node.args[0] if node.args else None
@@ -246,8 +254,36 @@ def _foldings(module: nn.Module) -> list[Folding]:
             continue
         layer, norm = parts[str(source.target)], parts[str(node.target)]
         once = calls[id(layer)] == calls[id(norm)] == 1 and len(source.users) == 1
-        if once and _folds(layer, norm):
+        own = not shared & {id(each) for each in (*layer.parameters(), *norm.parameters())}
+        along = not (isinstance(layer, nn.Linear) and norm in over_positions)
+        if once and own and along and _folds(layer, norm):
             found.append((str(source.target), str(node.target)))
+    return found
+
+
+def _read_apart(module: nn.Module, graph: fx.Graph) -> set[int]:
+    """Ids of parameters that are read outside their layer too, or belong to several."""
+    owned = list(module.named_parameters(remove_duplicate=False))
+    owners = Counter(id(parameter) for _, parameter in owned)
+    read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    return {id(each) for name, each in owned if owners[id(each)] > 1 or name in read}
+
+
+def _over_positions(model: TorchModel, split: Split) -> set[nn.Module]:
+    """Normalizations of more than rows: behind a linear layer their channels are the positions."""
+    found: set[nn.Module] = set()
+
+    def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if given[0].ndim > 2:
+            found.add(norm)
+
+    norms = [part for part in model.module.modules() if isinstance(part, nn.BatchNorm1d)]
+    handles = [norm.register_forward_pre_hook(look) for norm in norms]
+    try:
+        predict(model, split.take(slice(0, 2)))
+    finally:
+        for handle in handles:
+            handle.remove()
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compression.signature import Array, TensorSpec
-from variants.metrics import class_axis, find_metric, predicted_classes
+from variants.metrics import find_metric, predicted_classes, scores_axis
 from variants.serving_spec import ServingSpec
 
 FEWEST_ROWS = 100  # fewer say too little of a distribution
@@ -180,7 +180,7 @@ def _of_sequences(signal: str, rows: Floats, unknown: int | None) -> dict[str, S
 
 def _confidence(scores: Floats) -> Floats:
     """The probability of each row's class, `(rows,)`, averaged where a row has several answers."""
-    axis = class_axis(scores.shape)
+    axis = scores_axis(scores.shape)
     if scores.min() < 0 or not np.allclose(scores.sum(axis=axis), 1.0, atol=1e-3):
         powers = np.exp(scores - scores.max(axis=axis, keepdims=True))
         scores = powers / powers.sum(axis=axis, keepdims=True)

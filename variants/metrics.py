@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compression.classes import class_axis
 from compression.signature import Array, Signature
 
 _LARGEST_RATIO = 1e6
@@ -124,7 +124,7 @@ def predicted_classes(output: Array, labels_shape: tuple[int, ...] | None = None
     """
     if _is_classes(output):
         return output.astype(np.int64).reshape(labels_shape or output.shape)
-    classes: Integers = output.argmax(axis=class_axis(output.shape, labels_shape))
+    classes: Integers = output.argmax(axis=scores_axis(output.shape, labels_shape))
     return classes
 
 
@@ -132,24 +132,20 @@ def _is_classes(output: Array) -> bool:
     return output.dtype.kind in "iub"
 
 
-@lru_cache(1024)
-def class_axis(shape: tuple[int, ...], labels_shape: tuple[int, ...] | None = None) -> int:
+def scores_axis(shape: tuple[int, ...], labels_shape: tuple[int, ...] | None = None) -> int:
     """The axis of an output of this shape that holds the scores of classes, as `predicted_classes` takes it.
 
     Raises:
         MetricError: No axis can.
     """
-    axes = (1, len(shape) - 1) if len(shape) >= 4 else (len(shape) - 1, 1)
-    for axis in axes:
-        if not (0 < axis < len(shape) and shape[axis] > 1):
-            continue
-        if labels_shape is None or shape[:axis] + shape[axis + 1 :] == labels_shape:
-            return axis
-    fits = "" if labels_shape is None else f" for labels {list(labels_shape)}"
-    raise MetricError(
-        f"an output of shape {list(shape)} has no axis of class scores{fits}. Choose the output that "
-        "has with NAME@OUTPUT, or a metric for numbers."
-    )
+    axis = class_axis(shape, labels_shape)
+    if axis is None:
+        fits = "" if labels_shape is None else f" for labels {list(labels_shape)}"
+        raise MetricError(
+            f"an output of shape {list(shape)} has no axis of class scores{fits}. Choose the output that "
+            "has with NAME@OUTPUT, or a metric for numbers."
+        )
+    return axis
 
 
 def _of_output(metric: Metric, name: str, output: str) -> Metric:
@@ -182,13 +178,13 @@ def _answers(outputs: Outputs, labels_shape: tuple[int, ...] | None) -> Integers
 def _correct(outputs: Outputs, labels: Array) -> Floats:
     output = first_output(outputs)
     if not _is_classes(output):
-        _known(labels.reshape(len(labels), -1), output.shape[class_axis(output.shape, labels.shape)])
+        _known(labels.reshape(len(labels), -1), output.shape[scores_axis(output.shape, labels.shape)])
     return _per_row(predicted_classes(output, labels.shape) == labels)
 
 
 def _among_top(outputs: Outputs, labels: Array) -> Floats:
     scores = first_output(outputs)
-    axis = class_axis(scores.shape, labels.shape)
+    axis = scores_axis(scores.shape, labels.shape)
     if scores.shape[axis] <= _TOP:
         raise MetricError(f"top5-accuracy of {scores.shape[axis]} classes is always 1. Use accuracy.")
     _known(labels.reshape(len(labels), -1), scores.shape[axis])
@@ -210,7 +206,7 @@ def _class_counts(outputs: Outputs, labels: Array) -> tuple[Floats, Floats, Floa
     truth = labels.astype(np.int64).reshape(len(labels), -1)
     is_dense = truth.shape[1] > 1
     if not _is_classes(output):
-        classes = output.shape[class_axis(output.shape, labels.shape)]
+        classes = output.shape[scores_axis(output.shape, labels.shape)]
     elif is_dense:
         classes = int(max(answers.max(), truth.max())) + 1
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 
 from compression.base import usual_width
-from compression.distillation import IMITATIONS
+from compression.imitation import IMITATIONS
 from compression.recipe import Recipe, Step, step
 from compression.students import MULTIPLE
 from variants.spec import ModelSpec

@@ -9,19 +9,15 @@ from torch import nn
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.data import Split, Splits
-from compression.distillation import (
-    Distillation,
-    DistillationSettings,
-    soft_cross_entropy,
-    teacher_objective,
-)
+from compression.distillation import Distillation, DistillationSettings
 from compression.export import export
-from compression.losses import Batch
+from compression.imitation import soft_cross_entropy, teacher_objective
+from compression.losses import Batch, TrainingError
 from compression.model import OnnxModel, TorchModel
 from compression.pruning import StructuredPruning, StructuredPruningSettings
 from compression.signature import Signature, TensorSpec
-from compression.training import Training, predict, seeded
-from tests.compression.small_digits import DIGITS, digits_net
+from compression.training import Training, fit, predict, seeded
+from tests.compression.small_digits import DIGITS, digits_net, silent
 
 IMAGES = Signature((TensorSpec("image", "float32", ("batch", 8, 8, 1)),), DIGITS.outputs)
 
@@ -46,6 +42,59 @@ def test_a_fresh_student_learns_from_the_teacher(
     distill.holds(facts, export(student))
     with pytest.raises(BrokenPromiseError, match="A later step made it grow"):
         distill.holds(facts, artifact)
+
+
+def tagged(last: bool, digits: Splits) -> tuple[Signature, Splits]:
+    """Digits with a label for each of their rows, and logits that have the classes last or second."""
+
+    def rows(split: Split) -> Split:
+        dark = (split.inputs["image"].reshape(-1, 8, 8).mean(2) > 0.3).astype(np.int64)
+        return Split(split.inputs, dark + dark[:, ::-1])
+
+    shape = ("batch", 8, 3) if last else ("batch", 3, 8)
+    signature = Signature(DIGITS.inputs, (TensorSpec("logits", "float32", shape),))
+    return signature, Splits(**{name: rows(split) for name, split in digits.items()})
+
+
+class Tags(nn.Module):
+    """Three classes for each of eight rows."""
+
+    def __init__(self, last: bool, width: int) -> None:
+        super().__init__()
+        self.last, self.layers = last, nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 24))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        scores = self.layers(image).reshape(-1, 8, 3)
+        return scores if self.last else scores.transpose(1, 2)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_classes_of_several_places_are_taught_along_their_own_axis(last: bool, context: PassContext) -> None:
+    signature, splits = tagged(last, context.splits)
+    training = Training(epochs=8, learning_rate=1e-2)
+    with seeded(0):
+        untaught = TorchModel(Tags(last, 64).eval(), signature)
+    teacher = fit(untaught, splits.train, splits.validation, training, seed=0, report=silent).model
+    task = replace(
+        context,
+        splits=splits,
+        reference=teacher,
+        training=training,
+        students={"small": lambda: Tags(last, 16)},
+        checkpoints=None,
+    )
+    distill = distillation(epochs=8, alpha=1.0)
+    facts = distill.ensures(teacher, distill.run(teacher, task), task)
+    assert facts["agreement"] > 0.9 > facts["chance"]
+
+
+def test_labels_that_no_axis_of_classes_fits_are_refused(splits: Splits) -> None:
+    signature, tags = tagged(False, splits)
+    with seeded(0):
+        model = TorchModel(Tags(False, 16).eval(), signature)
+    of_rows = replace(tags.train, labels=np.zeros(len(tags.train), np.int64))
+    with pytest.raises(TrainingError, match="no axis of class scores for labels of shape"):
+        fit(model, of_rows, tags.validation, Training(epochs=1), seed=0, report=silent)
 
 
 def test_labels_are_not_needed(reference: TorchModel, context: PassContext) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from compression.base import PassContext, PassRefusedError
 from compression.distillation import Distillation, DistillationSettings
@@ -15,6 +16,7 @@ from compression.export import export
 from compression.hints import Watching, attention_loss, hint_loss, pairs_of, watched
 from compression.losses import Batch
 from compression.model import TorchModel
+from compression.reparameterization import Fuse, FuseSettings
 from compression.training import predict, seeded
 from tests.compression.small_digits import DIGITS, small_net
 
@@ -119,10 +121,52 @@ def test_a_teacher_of_answers_alone_says_what_it_said_with_fewer_layers(
     reference: TorchModel, context: PassContext, wrap: Callable[[nn.Module], nn.Module]
 ) -> None:
     teacher = TorchModel(wrap(copy.deepcopy(reference.module)).eval(), reference.signature)
-    watching = Watching(teacher, replace(context.training, autocast=False))
+    watching = Watching(teacher, replace(context.training, autocast=False), context.splits.validation)
     norms = sum(isinstance(part, nn.BatchNorm2d) for part in watching.module.modules())
     assert norms == (0 if wrap is not Untraceable else 3)
     rows = context.splits.validation.take(slice(0, 32))
     batch = Batch(torch.arange(32), (torch.from_numpy(rows.inputs["image"]),), None)
     (said,) = watching.answers(batch)
     np.testing.assert_allclose(said.numpy(), predict(teacher, rows)[0], rtol=1e-3, atol=1e-3)
+
+
+class Again(nn.Module):
+    """An autoencoder's encoder, whose weight the decoder reads again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.norm, self.last = nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(64, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        code = torch.relu(self.norm(self.encode(image)))
+        return self.last(functional.linear(code, self.encode.weight.t()))  # type: ignore[no-any-return]
+
+
+class OverPositions(nn.Module):
+    """A normalization behind a linear layer whose channels are positions."""
+
+    def __init__(self, wide: int) -> None:
+        super().__init__()
+        self.each, self.norm, self.last = nn.Linear(8, wide), nn.BatchNorm1d(8), nn.Linear(wide, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.norm(self.each(image.reshape(-1, 8, 8)))).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [Again, lambda: OverPositions(8), lambda: OverPositions(12)])
+def test_a_teacher_whose_layers_are_not_its_own_says_what_it_said(
+    make: Callable[[], nn.Module], context: PassContext
+) -> None:
+    rows = context.splits.validation.take(slice(0, 32))
+    images = torch.from_numpy(rows.inputs["image"])
+    with seeded(0):
+        module = make()
+        with torch.no_grad():
+            module.train()(images * 3 + 1)
+    teacher = TorchModel(module.eval(), DIGITS)
+    watching = Watching(teacher, replace(context.training, autocast=False), context.splits.validation)
+    (said,) = watching.answers(Batch(torch.arange(32), (images,), None))
+    np.testing.assert_allclose(said.numpy(), predict(teacher, rows)[0], rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(part, nn.Identity) for part in watching.module.modules())
+    with pytest.raises(PassRefusedError, match="no batch normalization behind a layer of its own"):
+        Fuse(FuseSettings()).requires(teacher, context)

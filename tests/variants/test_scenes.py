@@ -10,8 +10,8 @@ import torch
 
 from compression.base import PassContext, PassRefusedError
 from compression.data import Splits
-from compression.distillation import soft_pixels
 from compression.export import export
+from compression.imitation import soft_pixels
 from compression.inference import infer
 from compression.model import TorchModel
 from compression.pipeline import compress
