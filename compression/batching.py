@@ -8,13 +8,13 @@ becomes the body of a Scan over the rows. Whatever is done is compared with the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
+from compression.ends import BATCH, Input, axes_of, inputs_of
 from compression.importing import (
     COARSE,
     ROUNDING,
@@ -28,37 +28,11 @@ from compression.importing import (
 from compression.model import OnnxModel
 from compression.signature import Array, Axis, Signature, TensorSpec
 
-BATCH = "batch"
 PROBE_ROWS = 5
 # What is compared: alone, few, many.
 _PROBE_SIZES = (1, 2, PROBE_ROWS)
 _OLDEST_SCAN = 11
 _FIRST_AXIS = "axis_of_row"
-
-
-@dataclass(frozen=True)
-class _Input:
-    """An input of the file.
-
-    Attributes:
-        name: Its name.
-        dtype: Its numpy dtype.
-        dims: Lengths of fixed axes, names of symbolic ones.
-        has_batch: Whether its first axis is the batch.
-    """
-
-    name: str
-    dtype: str
-    dims: tuple[Axis, ...]
-    has_batch: bool
-
-    @property
-    def row_dims(self) -> tuple[Axis, ...]:
-        return self.dims[1:] if self.has_batch else self.dims
-
-    def feed(self, array: Array, rows: slice) -> Array:
-        """The given rows as this input takes them, one alone where it has no batch axis."""
-        return array[rows] if self.has_batch else array[rows][0]
 
 
 def batched(proto: onnx.ModelProto, rows: Mapping[str, Array]) -> OnnxModel:
@@ -72,9 +46,7 @@ def batched(proto: onnx.ModelProto, rows: Mapping[str, Array]) -> OnnxModel:
     Raises:
         ImportRefusedError: The arrays do not fit, or no way to take several rows computes the same.
     """
-    inputs = _inputs(proto, rows)
-    for value in proto.graph.output:
-        _dtype("output", value)
+    inputs = inputs_of(proto, rows)
     few = {name: array[:PROBE_ROWS] for name, array in rows.items()}
     expected = _row_by_row(proto, inputs, few)
     trials: list[onnx.ModelProto] = []
@@ -96,88 +68,14 @@ def batched(proto: onnx.ModelProto, rows: Mapping[str, Array]) -> OnnxModel:
     )
 
 
-def _inputs(proto: onnx.ModelProto, rows: Mapping[str, Array]) -> tuple[_Input, ...]:
-    names = [value.name for value in proto.graph.input]
-    if unknown := sorted(rows.keys() - set(names)):
-        raise ImportRefusedError(
-            f'the data has an array "{unknown[0]}"; the model takes {", ".join(names)}. Name arrays so, or '
-            f"say --labels {unknown[0]} where it holds the labels."
-        )
-    if missing := [name for name in names if name not in rows]:
-        raise ImportRefusedError(
-            f'the data has no array "{missing[0]}"; the model takes {", ".join(names)}. Add it.'
-        )
-    return tuple(_input(value, rows[value.name]) for value in proto.graph.input)
-
-
-def _input(value: onnx.ValueInfoProto, array: Array) -> _Input:
-    dtype = _dtype("input", value)
-    dims: tuple[Axis, ...]
-    if value.type.tensor_type.HasField("shape"):
-        dims = tuple(_axes(value))
-    else:
-        dims = tuple(f"{value.name}_{axis}" for axis in range(array.ndim))
-    if array.ndim not in (len(dims), len(dims) + 1):
-        raise ImportRefusedError(
-            f'array "{value.name}" has shape {list(array.shape)}; the input is {list(dims)}. Give it '
-            f"{len(dims)} axes, rows first, or {len(dims) + 1} if no axis of the input is the batch."
-        )
-    has_batch = array.ndim == len(dims)
-    row_dims = dims[1:] if has_batch else dims
-    if any(
-        isinstance(axis, int) and axis != length
-        for axis, length in zip(row_dims, array.shape[1:], strict=True)
-    ):
-        raise ImportRefusedError(
-            f'rows of array "{value.name}" have shape {list(array.shape[1:])}; the model takes '
-            f"{list(row_dims)}. Reshape them."
-        )
-    return _Input(value.name, dtype, dims, has_batch)
-
-
-def _axes(value: onnx.ValueInfoProto) -> Iterator[Axis]:
-    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-        if dim.HasField("dim_value") and dim.dim_value > 0:
-            yield dim.dim_value
-        else:  # the name of the batch belongs to the first axis alone
-            named = dim.dim_param if dim.dim_param and dim.dim_param != BATCH else ""
-            yield named or f"{value.name}_{axis}"
-
-
-def _dtype(kind: str, value: onnx.ValueInfoProto) -> str:
-    if not value.type.HasField("tensor_type"):
-        held = value.type.WhichOneof("value") or "nothing"
-        raise ImportRefusedError(
-            f'{kind} "{value.name}" is a {held.removesuffix("_type")}; serving sends tensors. Export '
-            "the model without it (for scikit-learn: zipmap=False)."
-        )
-    code = value.type.tensor_type.elem_type
-    if code not in _DTYPES:
-        name = TensorProto.DataType.Name(code).lower()
-        raise ImportRefusedError(
-            f'{kind} "{value.name}" holds {name}; serving takes numbers and booleans. Convert it before.'
-        )
-    return _DTYPES[code]
-
-
-_DTYPES: dict[int, str] = {
-    code: helper.tensor_dtype_to_np_dtype(code).name
-    for code in (
-        TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
-        TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
-        TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE,
-    )
-}  # fmt: skip
-
-
-def _fixed_batch(inputs: Sequence[_Input]) -> int | None:
+def _fixed_batch(inputs: Sequence[Input]) -> int | None:
     """A batch length other than one that the file was exported for, or None."""
     lengths = [each.dims[0] for each in inputs if each.has_batch]
     return next((length for length in lengths if isinstance(length, int) and length > 1), None)
 
 
 def _row_by_row(
-    proto: onnx.ModelProto, inputs: Sequence[_Input], rows: Mapping[str, Array]
+    proto: onnx.ModelProto, inputs: Sequence[Input], rows: Mapping[str, Array]
 ) -> list[list[Array]]:
     """What the file as it came gives for each row: a list of outputs per row."""
     session, count = open_graph(proto), len(next(iter(rows.values())))
@@ -205,7 +103,7 @@ def _row_by_row(
     return answers
 
 
-def _squeezed(inputs: Sequence[_Input], expected: Sequence[Sequence[Array]]) -> list[bool]:
+def _squeezed(inputs: Sequence[Input], expected: Sequence[Sequence[Array]]) -> list[bool]:
     """Which outputs of one row begin with a batch axis of length one.
 
     One that is shaped as an input without such an axis, as a recurrent state is, has none either.
@@ -237,7 +135,7 @@ def _agrees(proto: onnx.ModelProto, rows: Mapping[str, Array], expected: Sequenc
 
 def _signature(
     proto: onnx.ModelProto,
-    inputs: Sequence[_Input],
+    inputs: Sequence[Input],
     expected: Sequence[Sequence[Array]],
     rows: Mapping[str, Array],
 ) -> Signature:
@@ -252,7 +150,7 @@ def _signature(
     for position, value in enumerate(proto.graph.output):
         array = expected[0][position]
         shape = array.shape[1:] if squeezed[position] else array.shape
-        declared = list(_axes(value))[int(squeezed[position]) :]
+        declared = list(axes_of(value))[int(squeezed[position]) :]
         outputs.append(
             TensorSpec(
                 value.name, array.dtype.name, (BATCH, *_output_axes(value.name, shape, declared, known))
@@ -277,7 +175,7 @@ def _output_axes(
             yield f"{name}_{axis + 1}"
 
 
-def _symbolic(proto: onnx.ModelProto, inputs: Sequence[_Input]) -> onnx.ModelProto:
+def _symbolic(proto: onnx.ModelProto, inputs: Sequence[Input]) -> onnx.ModelProto:
     """The graph with the first axis of every input left open."""
     opened = onnx.ModelProto()
     opened.CopyFrom(proto)
@@ -310,7 +208,7 @@ def _reshaping(proto: onnx.ModelProto) -> onnx.ModelProto:
     return freed
 
 
-def _scanned(proto: onnx.ModelProto, inputs: Sequence[_Input], squeezed: Sequence[bool]) -> onnx.ModelProto:
+def _scanned(proto: onnx.ModelProto, inputs: Sequence[Input], squeezed: Sequence[bool]) -> onnx.ModelProto:
     """A graph that runs the given one on each row: it becomes the body of a Scan.
 
     Weights stay in the outer graph, where they are shared by all rows and seen by whoever counts them.

@@ -87,6 +87,13 @@ def find_reference(card: Card, standings: Iterable[Standing]) -> Standing | None
     return max(references, key=lambda s: s.entry.life is Life.RELEASED, default=None)
 
 
+def measured_metric(card: Card, standings: Iterable[Standing]) -> str:
+    """What quality was measured by here: without labels another metric than the model's own."""
+    reference = find_reference(card, standings)
+    measured = reference.profile.quality.metric if reference and reference.profile else ""
+    return measured or card.spec.metric
+
+
 def assess_model(catalog: Catalog, model: str, host: Host) -> tuple[Card, list[Standing]]:
     """Reads and verifies a model and judges its variants.
 
@@ -140,7 +147,7 @@ def describe(card: Card, standings: list[Standing], host: Host) -> dict[str, Any
         }
     return {
         "model": card.spec.model,
-        "metric": card.spec.metric,
+        "metric": measured_metric(card, standings),
         "reference": card.spec.reference,
         "host": document.to_json(host),
         "tiers": tiers,

@@ -141,9 +141,10 @@ def scores_axis(shape: tuple[int, ...], labels_shape: tuple[int, ...] | None = N
     axis = class_axis(shape, labels_shape)
     if axis is None:
         fits = "" if labels_shape is None else f" for labels {list(labels_shape)}"
+        labels = "" if labels_shape is None else "Give one class number for each row or place; or choose"
         raise MetricError(
-            f"an output of shape {list(shape)} has no axis of class scores{fits}. Choose the output that "
-            "has with NAME@OUTPUT, or a metric for numbers."
+            f"an output of shape {list(shape)} has no axis of class scores{fits}. {labels or 'Choose'} the "
+            "output that has with NAME@OUTPUT, or a metric for numbers."
         )
     return axis
 

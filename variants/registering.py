@@ -19,13 +19,21 @@ import onnx
 
 from compression.batching import PROBE_ROWS, batched
 from compression.data import Split, distinct, divided
-from compression.importing import ImportRefusedError, modernized, normalized, read_graph
-from compression.inference import infer
+from compression.ends import check_ends
+from compression.importing import (
+    ImportRefusedError,
+    modernized,
+    normalized,
+    open_graph,
+    read_graph,
+    run,
+)
 from compression.model import OnnxModel
 from compression.signature import Array, Signature
 from variants import document
 from variants.home import subfolder
 from variants.metrics import find_metric, metric_without_labels
+from variants.quality import judged_by, truth
 from variants.registration import (
     GRAPH_FILE,
     LABELS,
@@ -45,6 +53,7 @@ from variants.store import sha256
 from variants.worker import report_to_parent
 
 _PREFIX = "input:"
+_JUDGED_AT_ONCE = 64  # rows
 _NOT_OF_A_NAME = re.compile(r"[^a-z0-9_-]+")
 
 
@@ -78,7 +87,9 @@ def _add_graph(job: AddJob, path: Path) -> Added:
     if job.data is None:
         raise ImportRefusedError("an ONNX file needs rows to be judged by. Give them with --data ROWS.npz.")
     report_to_parent("reading", 0.0)
-    proto = normalized(read_graph(path))
+    graph = read_graph(path)
+    check_ends(graph)
+    proto = normalized(graph)
     rows = _read_rows(job, proto)
     report_to_parent("comparing", 0.3)
     model = batched(proto, rows.inputs)
@@ -97,7 +108,7 @@ def _add_graph(job: AddJob, path: Path) -> Added:
         digests = {file: sha256(copy) for file, copy in files.items()}
         source = GraphSource(model.signature, metric, digests, job.allow_non_finite, path.name)
         registration = Registration(name, graph=source)
-        _judge_once(graph_spec(registration, lambda: model, lambda: splits).metric, model, splits.validation)
+        _judge_all(graph_spec(registration, lambda: model, lambda: splits).metric, model, kept)
         return _publish(registration, files, job.replace, len(kept), kept.labels is not None)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -110,15 +121,37 @@ def _usual_metric(signature: Signature, labels: Array | None) -> str:
     return "accuracy" if labels.dtype.kind in "iub" else "mse"
 
 
-def _judge_once(metric: str, model: OnnxModel, rows: Split) -> None:
-    """Measures a few rows, so that a metric that does not fit is an error before anything is built."""
-    if rows.labels is None:
-        return
-    few = rows.take(slice(0, PROBE_ROWS))
-    assert few.labels is not None
-    names = [spec.name for spec in model.signature.outputs]
-    outputs = dict(zip(names, infer(model, few, len(few)), strict=True))
-    find_metric(metric).of(outputs, outputs if find_metric(metric).needs_reference else few.labels)
+def _judge_all(metric: str, model: OnnxModel, rows: Split) -> None:
+    """Runs every row and measures its answer, so that what does not fit is an error before anything is built.
+
+    Raises:
+        ImportRefusedError: The graph fails on a row, or gives answers that cannot be compared.
+        MetricError: A label does not fit.
+    """
+    judge = judged_by(find_metric(metric), rows.labels)
+    session = open_graph(model.proto)
+    for start in range(0, len(rows), _JUDGED_AT_ONCE):
+        report_to_parent("judging", 0.4 + 0.6 * start / len(rows))
+        part = rows.take(slice(start, start + _JUDGED_AT_ONCE))
+        try:
+            given = run(session, part.inputs)
+        except ImportRefusedError as error:
+            last = start + len(part) - 1
+            raise ImportRefusedError(
+                f"rows {start} to {last}: {error}. Leave out what it cannot take."
+            ) from error
+        outputs = dict(zip((spec.name for spec in model.signature.outputs), given, strict=True))
+        _check_finite(outputs)
+        judge.rows(outputs, truth(judge, outputs, part.labels))
+
+
+def _check_finite(outputs: Mapping[str, Array]) -> None:
+    for name, array in outputs.items():
+        if not np.isfinite(array).all():
+            raise ImportRefusedError(
+                f'output "{name}" holds NaN or infinity, which nothing can be compared with. Mask with a '
+                "large number such as -1e4 instead, or export the model without this output."
+            )
 
 
 def _read_rows(job: AddJob, proto: onnx.ModelProto) -> Split:

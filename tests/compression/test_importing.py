@@ -12,6 +12,7 @@ from onnx import external_data_helper, helper, numpy_helper
 
 from compression.batching import batched
 from compression.data import FEWEST_ROWS, Split, SplitError, distinct, divided
+from compression.ends import check_ends
 from compression.importing import (
     ImportRefusedError,
     modernized,
@@ -49,6 +50,7 @@ PARAMETERS = WIDE * HIDDEN + HIDDEN * CLASSES
 
 
 def taken(foreign: Foreign) -> OnnxModel:
+    check_ends(foreign.proto)
     return batched(normalized(foreign.proto), foreign.rows)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from compression.base import PassContext, PassRefusedError
 from compression.importing import ImportRefusedError
@@ -19,7 +20,19 @@ from compression.model import OnnxModel
 from compression.pipeline import compress
 from compression.signature import Array
 from compression.training import Training
-from tests.compression.foreign_graphs import ROWS, TAKEN, Foreign, X, plain, quantized, scalar
+from tests.compression.foreign_graphs import (
+    ROWS,
+    TAKEN,
+    WIDE,
+    Foreign,
+    X,
+    model,
+    node,
+    plain,
+    quantized,
+    scalar,
+    value,
+)
 from tests.conftest import Homes
 from tests.variants.test_build import mipgate, shown
 from variants.build_worker import quality_of
@@ -190,12 +203,62 @@ def test_each_recipe_is_built_or_skipped_as_expected(home: Path, kind: str) -> N
         ({"x": X, "labels": LABELS[:9]}, "60 rows and labels of shape"),
         ({"x": X, "labels": LABELS.astype(str)}, "finite numbers"),
         ({"x": X, "labels": np.full(ROWS, np.nan)}, "finite numbers"),
+        ({"x": X, "labels": np.where(np.arange(ROWS) == ROWS - 1, 7, LABELS)}, "label 7 is none of the 4"),
+        ({"x": X, "labels": LABELS[:, None]}, "Give one class number for each row"),
     ],
 )
 def test_data_that_does_not_fit_says_what_would(home: Path, arrays: dict[str, Array], said: str) -> None:
-    with pytest.raises(ValueError if "fewest" in said else ImportRefusedError, match=said):
+    of_rows = "fewest" in said or "class number" in said or "label 7" in said
+    with pytest.raises(ValueError if of_rows else ImportRefusedError, match=said):
         add(job(home, plain(), arrays))
     assert registered() == []
+
+
+def test_answers_that_nothing_can_be_compared_with_are_refused_before_anything_is_built(home: Path) -> None:
+    for row, name in ((0, "first"), (ROWS - 1, "last")):
+        x = np.abs(X) + 1
+        x[row, 0] = -1  # has no logarithm
+        masked = model(
+            [node("MatMul", ["x", "w"], ["h"]), node("Log", ["h"], ["y"])],
+            [value("x", ["N", WIDE])],
+            [value("y", ["N", 1])],
+            w=np.eye(WIDE, 1, dtype=np.float32),
+        )
+        with pytest.raises(ImportRefusedError, match=r'"y" holds NaN or infinity.* Mask with a large number'):
+            add(job(home, Foreign(masked, {"x": x})))
+        assert registered() == [], name
+
+
+def test_what_gives_no_tensors_says_how_to_export_it(home: Path) -> None:
+    proto = model(
+        [helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=list(range(WIDE)))],
+        [value("x", ["N", WIDE])],
+        [helper.make_tensor_sequence_value_info("y", onnx.TensorProto.FLOAT, None)],
+        domains=["ai.onnx.ml"],
+    )
+    scores = helper.make_map_type_proto(onnx.TensorProto.INT64, helper.make_tensor_type_proto(1, None))
+    proto.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(scores))
+    with pytest.raises(ImportRefusedError, match=r'output "y" is a sequence.* zipmap=False'):
+        add(job(home, Foreign(proto, {"x": X})))
+
+
+def test_axes_of_one_name_and_several_lengths_are_told_apart(home: Path) -> None:
+    proto = model(
+        [
+            node("ReduceMean", ["a"], ["p"], axes=[1], keepdims=0),
+            node("ReduceMean", ["b"], ["q"], axes=[1], keepdims=0),
+            node("Add", ["p", "q"], ["y"]),
+        ],
+        [value(name, ["None", "None", WIDE]) for name in ("a", "b")],
+        [value("y", ["None", WIDE])],
+    )
+    rows = {
+        name: np.random.default_rng(0).normal(size=(ROWS, length, WIDE)).astype(np.float32)
+        for name, length in (("a", 3), ("b", 5))
+    }
+    add(job(home, Foreign(proto, rows)))
+    shapes = [spec.shape for spec in load_spec("mine").signature.inputs]
+    assert shapes == [("batch", "a_1", WIDE), ("batch", "b_1", WIDE)]
 
 
 def test_values_that_an_integer_cannot_hold_are_refused(home: Path) -> None:
@@ -213,7 +276,14 @@ def test_a_file_names_its_model_whatever_it_is_called(home: Path) -> None:
 
 
 def test_not_finite_rows_are_taken_when_the_model_takes_them(home: Path) -> None:
-    holes = job(home, plain(), {"x": np.where(X > 2, np.inf, X).astype(np.float32)})
+    clipped = model(
+        [node("Clip", ["x", "", "most"], ["h"]), node("MatMul", ["h", "w"], ["y"])],
+        [value("x", ["N", WIDE])],
+        [value("y", ["N", 4])],
+        most=np.array(2.0, np.float32),
+        w=np.ones((WIDE, 4), np.float32),
+    )
+    holes = job(home, Foreign(clipped, {"x": np.where(X > 2, np.inf, X).astype(np.float32)}))
     add(replace(holes, allow_non_finite=True))
     assert load_spec("mine").allow_non_finite
 

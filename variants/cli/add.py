@@ -12,6 +12,7 @@ from variants.catalog import Catalog
 from variants.cli.build import build_options, tell
 from variants.home import subfolder
 from variants.host import this_host
+from variants.metrics import find_metric
 from variants.progress import for_task, reporter
 from variants.registration import LABELS, Added, AddJob
 from variants.worker import run
@@ -73,5 +74,7 @@ def _said(added: Added) -> str:
     name, how = added.registration.name, "registered" if added.changed else "registered before, unchanged"
     if added.registration.graph is None:
         return f"{name} is {how}"
-    kind = "labelled" if added.labelled else "without labels"
-    return f"{name} is {how}: {added.rows} different rows {kind}, judged by {added.registration.graph.metric}"
+    kind, metric = "labelled", added.registration.graph.metric
+    if not added.labelled:
+        kind, metric = "without labels", find_metric(metric).without_labels
+    return f"{name} is {how}: {added.rows} different rows {kind}, judged by {metric}"

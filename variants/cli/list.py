@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from variants.assessment import assess_model, describe
+from variants.assessment import assess_model, describe, measured_metric
 from variants.catalog import Catalog
 from variants.cli.output import json_option, print_json, print_table
 from variants.cli.show import print_model
@@ -38,7 +38,7 @@ def command(model: str | None, as_json: bool) -> None:
         rows = [
             [
                 name,
-                card.spec.metric,
+                measured_metric(card, standings),
                 str(len(standings)),
                 str(sum(s.routable for s in standings)),
                 card.spec.description,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from variants.assessment import Standing, assess_model, describe, find_reference, tier_choice
+from variants.assessment import Standing, assess_model, describe, find_reference, measured_metric, tier_choice
 from variants.card import Card
 from variants.catalog import Catalog
 from variants.cli.output import human_bytes, json_option, print_json, print_table
@@ -55,7 +55,7 @@ def print_model(card: Card, standings: list[Standing], host: Host) -> None:
     }
     columns = [
         "variant", "build", "life", "status", "runtime", "size>", "p50 b1>", "p50 b8>",
-        f"{card.spec.metric} val", "ratio (low)", "test", "gain",
+        f"{measured_metric(card, standings)} val", "ratio (low)", "test", "gain",
     ]  # fmt: skip
     print_table(
         columns, [_row(s) for s in standings], f"{card.spec.model} on {host.cpu}, {host.threads} threads"

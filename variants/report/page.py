@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from variants.assessment import Standing, find_reference, tier_choice
+from variants.assessment import Standing, find_reference, measured_metric, tier_choice
 from variants.card import Card
 from variants.details import against_baseline, changed_classes
 from variants.host import Host
@@ -58,12 +58,14 @@ def render(card: Card, standings: Sequence[Standing], host: Host) -> str:
         lstrip_blocks=True,
     )
     sections = list(_sections(card, standings, reference, names)) if reference else []
+    metric = measured_metric(card, standings)
     return environment.get_template("page.html.j2").render(
         card=card,
         spec=card.spec,
+        metric=metric,
         host=host,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        verdicts=[sentence for s in standings if (sentence := verdict(s, reference, card.spec.metric))],
+        verdicts=[sentence for s in standings if (sentence := verdict(s, reference, metric))],
         baseline=against_baseline(card.spec, reference.profile if reference else None),
         tiers=[(tier, tier_choice(standings, tier.min_quality_ratio)) for tier in card.spec.tiers],
         rows=[_row(s, reference) for s in standings],
@@ -107,7 +109,7 @@ def _significance(estimate: Estimate) -> str:
 def _sections(
     card: Card, standings: Sequence[Standing], reference: Standing, names: Sequence[str]
 ) -> Iterator[Section]:
-    metric = card.spec.metric
+    metric = measured_metric(card, standings)
     yield Section(
         "frontier",
         "What quality costs",
