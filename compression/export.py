@@ -79,7 +79,7 @@ def _scripted(module: nn.Module, signature: Signature) -> onnx.ModelProto:
     torch.onnx.export(
         module,
         example_inputs(signature, module),
-        file,
+        file,  # type: ignore[arg-type] # torch's annotation leaves out what its older exporter takes
         dynamo=False,
         dynamic_axes={spec.name: _symbolic(spec) for spec in (*signature.inputs, *signature.outputs)},
         input_names=[spec.name for spec in signature.inputs],

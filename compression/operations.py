@@ -89,7 +89,7 @@ def _operands(node: ir.Node) -> list[ir.Value]:
     """What decides how often a node multiplies: its data first, then its weights."""
     if node.op_type == "Einsum":
         return [value for value in node.inputs if value is not None]
-    positions = HEAVY.get(node.op_type) or _OTHERS.get(node.op_type, ())
+    positions: tuple[int, ...] = HEAVY.get(node.op_type) or _OTHERS.get(node.op_type, ())
     return [value for value in (operand(node, position) for position in positions) if value is not None]
 
 
@@ -99,10 +99,14 @@ def _zeros(model: OnnxModel) -> dict[str, Array]:
     Raises:
         UnknownShapeError: A symbolic axis has no length.
     """
-    symbolic = [axis for spec in model.signature.inputs for axis in spec.row_shape if isinstance(axis, str)]
-    if symbolic:
-        raise UnknownShapeError(f'axis "{symbolic[0]}" has no length. Give a row.')
-    return {spec.name: np.zeros((1, *spec.row_shape), spec.dtype) for spec in model.signature.inputs}
+    zeros = {}
+    for spec in model.signature.inputs:
+        lengths = [axis for axis in spec.row_shape if isinstance(axis, int)]
+        if len(lengths) < len(spec.row_shape):
+            free = next(axis for axis in spec.row_shape if isinstance(axis, str))
+            raise UnknownShapeError(f'axis "{free}" has no length. Give a row.')
+        zeros[spec.name] = np.zeros((1, *lengths), spec.dtype)
+    return zeros
 
 
 def _with_fixed_axes(model: OnnxModel, row: Mapping[str, Array]) -> onnx.ModelProto:
@@ -220,15 +224,15 @@ def _of_attention(node: ir.Node, shapes: Shapes) -> int:
     if node.domain == _CONTRIBUTED and node.op_type == "Attention":
         (*rows, length, _), weight = shapes[:2]
         sizes = node.attributes.get("qkv_hidden_sizes")
-        query, _, values = sizes.as_ints() if sizes else [weight[-1] // 3] * 3
-        return math.prod(rows) * length * (math.prod(weight) + length * (query + values))
+        wide, _, deep = sizes.as_ints() if sizes else [weight[-1] // 3] * 3
+        return math.prod(rows) * length * (math.prod(weight) + length * (wide + deep))
     if len(shapes) == 1:  # query, key and value in one: (batch, length, heads, 3, width)
-        rows, length, heads, _, width = shapes[0]
-        return rows * length * length * heads * 2 * width
+        batch, length, heads, _, width = shapes[0]
+        return batch * length * length * heads * 2 * width
     query, key, value = shapes[0], shapes[1], shapes[-1]
-    shared = _number(node, "q_num_heads", 1) // _number(node, "kv_num_heads", 1) if len(query) == 3 else 1
-    length = key[-2]
-    return math.prod(query) * length + math.prod(query[:-1]) * length * value[-1] * max(shared, 1)
+    flat = len(query) == 3  # the heads side by side, of which several may share keys and values
+    shared = _number(node, "q_num_heads", 1) // _number(node, "kv_num_heads", 1) if flat else 1
+    return math.prod(query) * key[-2] + math.prod(query[:-1]) * key[-2] * value[-1] * max(shared, 1)
 
 
 def _of_einsum(node: ir.Node, shapes: Shapes) -> int:

@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -257,11 +257,7 @@ class Catalog:
         Raises:
             CatalogError: A Bento refers to it.
         """
-        if bentos := [bento for bento, tags in bento_references().items() if variant.tag in tags]:
-            raise CatalogError(
-                f"{variant} is packed in {', '.join(bentos)}. Delete the Bento first: "
-                f"`bentoml delete {bentos[0]}`."
-            )
+        _check_unpacked(str(variant), {variant.tag})
         self._store.delete(variant.tag)
 
     def forget(self, variant: VariantId) -> None:
@@ -273,6 +269,23 @@ class Catalog:
         with self.lock(variant.model):
             self.remove(variant)
             self.change(variant.model, lambda card: card.without(variant))
+
+    def forget_model(self, model: str) -> None:
+        """Deletes a model: its artifacts, then its cards.
+
+        Raises:
+            CatalogBusyError: It is being built.
+            CatalogError: A Bento refers to it.
+        """
+        try:
+            with self.build_lock(model).acquire(timeout=0), self.lock(model):
+                artifacts = self._store.tags(f"{model}.*", {"kind": "variant", "model": model})
+                tags = [*artifacts, *self._card_tags(model)]
+                _check_unpacked(model, set(tags))
+                for tag in tags:
+                    self._store.delete(tag)
+        except Timeout as error:
+            raise CatalogBusyError(f"{model} is being built. Wait for the build, or stop it.") from error
 
     def retired(self) -> list[StoredVariant]:
         """Artifacts of retired builds that no Bento packs and no other build is measured against."""
@@ -366,6 +379,18 @@ class Catalog:
                 if name != DISTRIBUTIONS_FILE or (data / name).is_file():  # builds of old had none
                     link_or_copy(data / name, stage / name)
             document.write(stage / CARD_FILE, card)
+
+
+def _check_unpacked(what: str, tags: Set[str]) -> None:
+    """Checks that no Bento packs any of these.
+
+    Raises:
+        CatalogError: One does.
+    """
+    if bentos := [bento for bento, packed in bento_references().items() if tags & set(packed)]:
+        raise CatalogError(
+            f"{what} is packed in {', '.join(bentos)}. Delete the Bento first: `bentoml delete {bentos[0]}`."
+        )
 
 
 def card_files(spec: ServingSpec) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +131,14 @@ def find_registration(name: str) -> Registration | None:
     if name not in registered():
         return None
     return document.read(Registration, folder_of(name) / _DOCUMENT)
+
+
+def remove_registration(name: str) -> None:
+    """Deletes an added model's files, at once for whoever looks."""
+    folder = folder_of(name)
+    gone = folder.with_name(f".{name}-{secrets.token_hex(4)}.old")
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def write_registration(folder: Path, registration: Registration) -> None:

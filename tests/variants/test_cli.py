@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
+from tests.compression.foreign_graphs import X, plain
 from tests.conftest import ROOT, Homes
 from variants.catalog import Catalog
 from variants.cli.main import VERBS
@@ -179,6 +182,23 @@ def test_what_cannot_be_done_ends_with_1_and_says_what_there_is(
     assert ended.stderr.startswith("Error: ")
     for word in words:
         assert word in ended.stderr
+
+
+def test_a_model_goes_with_all_that_is_kept_of_it(homes: Homes, tmp_path: Path) -> None:
+    onnx.save_model(plain().proto, tmp_path / "mine.onnx")
+    np.savez(tmp_path / "rows.npz", x=X)
+    added = mipgate(homes, "add", f"{tmp_path}/mine.onnx", "--data", f"{tmp_path}/rows.npz", "--no-build")
+    assert "60 different rows without labels, judged by agreement" in added.stderr
+    assert "registered, not built: `mipgate build mine`" in mipgate(homes, "list").stdout
+    assert mipgate(homes, "rm", "mine").stdout == "mine is deleted.\n"
+    assert "mine" not in mipgate(homes, "list").stdout
+    refused = mipgate(homes, "rm", "digits")
+    assert refused.returncode == FAILED
+    assert "variants of digits are released. Run `mipgate retire digits/VARIANT`" in refused.stderr
+    assert mipgate(homes, "rm", "digits", "--force").returncode == 0
+    assert "no models are registered" in mipgate(homes, "list").stdout
+    assert not [*(homes.bentoml / "models").glob("digits*/*/model.onnx")]
+    assert "names no variant" in mipgate(homes, "rm", "digits").stderr
 
 
 def test_one_variant_is_measured_again_and_no_other(homes: Homes) -> None:

@@ -9,6 +9,7 @@ from variants.catalog import Catalog
 from variants.cli.output import json_option, print_json, print_table
 from variants.cli.show import print_model
 from variants.host import this_host
+from variants.registration import registered
 from variants.store import DamagedArtifactError
 
 
@@ -22,6 +23,7 @@ def command(model: str | None, as_json: bool) -> None:
     """
     catalog, host = Catalog(), this_host()
     names = [model] if model else catalog.models()
+    unbuilt = [] if model else sorted(set(registered()) - set(names))
     assessed, damaged = {}, {}
     for name in names:
         try:
@@ -32,7 +34,7 @@ def command(model: str | None, as_json: bool) -> None:
         print_json([describe(card, standings, host) for card, standings in assessed.values()])
     elif model and model in assessed:
         print_model(*assessed[model], host)
-    elif not names:
+    elif not names and not unbuilt:
         click.echo("no models are registered. Run `mipgate build digits` to make the first.")
     else:
         rows = [
@@ -44,7 +46,7 @@ def command(model: str | None, as_json: bool) -> None:
                 card.spec.description,
             ]
             for name, (card, standings) in assessed.items()
-        ]
+        ] + [[name, "-", "0", "0", f"registered, not built: `mipgate build {name}`"] for name in unbuilt]
         print_table(["model", "metric", "variants>", "routed>", ""], rows)
     if damaged:
         raise click.ClickException("\n".join(damaged.values()))
