@@ -24,11 +24,13 @@ from torch.fx import GraphModule
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 # Their code is told apart by their versions, which are part of a lineage.
-_LIBRARIES = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "sklearn")
+_LIBRARIES = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "sklearn", "pydantic", "pydantic_core")
 _INTERNAL = {*vars(nn.Module()), *vars(GraphModule(nn.Module(), torch.fx.Graph()))}
 _ADDRESS = " at 0x"
 _CODE = (type, FunctionType, BuiltinFunctionType, MethodType, partial, torch.jit.ScriptFunction, nn.Module)
 _DEPTH = 4  # of what objects hold
+# Instructions that read a name of the file; the second in the bodies of classes.
+_READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 
 
 def code_digest(*of: Any) -> str:
@@ -81,7 +83,7 @@ def _told(of: Any) -> tuple[str, list[Any]]:
             return "", list(of.__bases__)
         named = [function for member in vars(of).values() for function in _functions(member)]
         codes = [each.__code__ for each in named if isinstance(each, FunctionType)]
-        counted = {name for code in codes for name in _stored(code, "STORE_ATTR")}
+        counted = {name for code in codes for name in _named(code, "STORE_ATTR")}
         constants = [
             (name, member)
             for name, member in vars(of).items()
@@ -196,16 +198,19 @@ def _globals(function: FunctionType) -> list[tuple[str, Any]]:
         except ValueError:  # it is not set yet
             continue
     code = function.__code__
-    names = {*_names(code), *code.co_freevars} - {*_stored(code, "STORE_GLOBAL")}
-    return sorted(_constants(known, names), key=lambda item: item[0])
+    names = {*_named(code, *_READS), *code.co_freevars} - {*_named(code, "STORE_GLOBAL")}
+    attributes = {*_named(code, "LOAD_ATTR", "LOAD_METHOD")}
+    return sorted(_constants(known, names, attributes), key=lambda item: item[0])
 
 
-def _constants(known: Mapping[str, Any], names: Set[str], within: str = "") -> Iterator[tuple[str, Any]]:
+def _constants(
+    known: Mapping[str, Any], names: Set[str], attributes: Set[str], within: str = ""
+) -> Iterator[tuple[str, Any]]:
     for name in names & known.keys():
         value = known[name]
         if isinstance(value, ModuleType):
-            if _is_own(value) and within.count(".") < _DEPTH:  # its names stand beside its own
-                yield from _constants(vars(value), names, f"{within}{name}.")
+            if _is_own(value) and within.count(".") < _DEPTH:
+                yield from _constants(vars(value), attributes, attributes, f"{within}{name}.")
         elif _is_constant(value):
             yield within + name, value
         elif isinstance(value, dict):  # it may be a cache; what it chooses from is code
@@ -230,19 +235,12 @@ def _code(code: CodeType) -> str:
     return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
+def _named(code: CodeType, *how: str) -> Iterator[str]:
+    """Names that a function reads or changes by these instructions, of its file or of an object."""
+    yield from (str(each.argval) for each in dis.get_instructions(code) if each.opname in how)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _stored(code: CodeType, how: str) -> Iterator[str]:
-    """What a function changes in its file, by `STORE_GLOBAL`, or in an object, by `STORE_ATTR`."""
-    yield from (str(each.argval) for each in dis.get_instructions(code) if each.opname == how)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _stored(constant, how)
+            yield from _named(constant, *how)
 
 
 def _functions(member: Any) -> list[Any]:
@@ -258,7 +256,7 @@ def _functions(member: Any) -> list[Any]:
 
 def _wrapped(of: Any) -> list[Any]:
     """The function that something stands around, as `functools.lru_cache` does."""
-    inner = getattr(of, "__dict__", {}).get("__wrapped__")
+    inner = inspect.getattr_static(of, "__wrapped__", None)
     return [inner] if isinstance(inner, FunctionType) else []
 
 

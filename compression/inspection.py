@@ -54,6 +54,7 @@ class _Layout:
 
 
 _RECURRENT = "DynamicQuantizeLSTM"
+_VIEWS = {"Gather", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _LAYOUTS = {
     "QuantizeLinear": _Layout({}, frozenset({1, 2})),
     "DequantizeLinear": _Layout({0: 2}, frozenset({1, 2})),
@@ -168,11 +169,21 @@ def _weights(model: OnnxModel) -> Iterator[tuple[Array, Array | int]]:
             if len(tensor.shape) > 0 and not _is_encoding(value):
                 yield tensor.numpy(), 0
             continue
-        for node, position in value.uses():
+        for node, position in _readers(value):
             layout = _LAYOUTS.get(node.op_type)
             if layout is not None and position in layout.weights:
-                yield tensor.numpy(), _zero_point(node, layout.weights[position], tensor.numpy().shape)
+                shape = tensor.numpy().shape if operand(node, position) is value else None
+                yield tensor.numpy(), _zero_point(node, layout.weights[position], shape)
                 break
+
+
+def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Who reads a value and where, looked for behind what takes parts of it or shapes it anew."""
+    for node, position in value.uses():
+        if node.op_type in _VIEWS and position == 0:
+            yield from _readers(node.outputs[0])
+        else:
+            yield node, position
 
 
 def _constants(model: ir.Model) -> Iterator[ir.Value]:
@@ -201,13 +212,16 @@ def _encodes(node: ir.Node, position: int) -> bool:
     return producer is not None and producer.op_type == "DynamicQuantizeLinear"
 
 
-def _zero_point(node: ir.Node, position: int, shape: tuple[int, ...]) -> Array | int:
+def _zero_point(node: ir.Node, position: int, shape: tuple[int, ...] | None) -> Array | int:
+    """What means zero, of a shape that broadcasts to the weight's: None for one that a node reshaped."""
     value = operand(node, position)
     if value is None or value.const_value is None:
         return 0
     zero = value.const_value.numpy()
     if zero.size == 1:
         return zero.reshape(())
+    if shape is None:
+        return 0  # symmetric, as tables that are quantized by the row are
     if node.op_type == _RECURRENT:  # by direction, and perhaps by unit
         return zero.reshape(len(zero), 1, -1)
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
@@ -215,7 +229,8 @@ def _zero_point(node: ir.Node, position: int, shape: tuple[int, ...]) -> Array |
     if "block_size" in node.attributes and (block := node.attributes["block_size"].as_int()):
         return np.repeat(zero, block, axis=axis).take(range(shape[axis]), axis=axis)
     if node.op_type != "DequantizeLinear":
-        axis = 0 if "Conv" in node.op_type else rank - 1
+        turned = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+        axis = 0 if turned or "Conv" in node.op_type else rank - 1
     return zero.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
 
 

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ log = logging.getLogger("mipgate.worker")
 Report = Callable[[str, float], None]
 T = TypeVar("T")
 _TAIL_LINES = 15
+_FRAME = '  File "'
 _DISK_FULL = os.strerror(errno.ENOSPC)
 _OWN_ERROR = re.compile(r"^(?:compression|variants)\.[\w.]+: ")
 
@@ -140,5 +142,14 @@ def _cause(returncode: int, tail: deque[str]) -> str:
         return f"the process ended with status {returncode} and said nothing"
     if _DISK_FULL in tail[-1]:
         return f"{_DISK_FULL}. Free some space and build again."
-    # An uncaught exception's own line is the last. Our own errors explain themselves without their class.
-    return _OWN_ERROR.sub("", tail[-1])
+    # Our own errors explain themselves without their class.
+    return _OWN_ERROR.sub("", _last_words(tail))
+
+
+def _last_words(tail: Sequence[str]) -> str:
+    """What an uncaught exception said, in however many lines; the last line where there was none."""
+    frames = [number for number, line in enumerate(tail) if line.startswith(_FRAME)]
+    if not frames:
+        return tail[-1]
+    said = dropwhile(lambda line: line.startswith(" "), list(tail)[frames[-1] :])
+    return " ".join(line.strip() for line in said) or tail[-1]

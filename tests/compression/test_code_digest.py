@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional
@@ -383,3 +384,33 @@ def test_what_has_no_source_is_told_by_its_instructions() -> None:
     made: dict[str, Any] = {}
     exec("def one(x): return x + 1\ndef two(x): return x * 2", {"__name__": "made"}, made)
     assert code_digest(made["one"]) != code_digest(made["two"])
+
+
+class Config(BaseModel):
+    width: int = 16
+
+
+class Validated(nn.Module):
+    """A module that keeps its validated configuration."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.layer = config, nn.Linear(4, 4)
+
+
+def test_it_tells_a_validated_configuration_from_another() -> None:
+    first, again, other = (code_digest(Validated(Config(width=width))) for width in (16, 16, 32))
+    assert first == again != other
+
+
+GRU = 1  # named as what is taken from torch below
+
+
+def recurrent(width: int) -> nn.Module:
+    return nn.GRU(width, width)
+
+
+def test_an_attribute_of_a_library_is_no_name_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_digest(recurrent)
+    monkeypatch.setitem(globals(), "GRU", 2)
+    assert code_digest(recurrent) == before

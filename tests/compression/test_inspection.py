@@ -194,6 +194,35 @@ def test_integer_operators_and_their_scales() -> None:
     assert counts.quantized_operators == {"MatMulInteger": 1} == heavy_operators(model)
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+def test_a_quantized_gemm_has_a_zero_point_for_each_of_its_outputs(turned: int) -> None:
+    zeros, weight = np.array([1, 0, 2], np.int8), WEIGHT.astype(np.int8)
+    names = ["x", "one", "none", "w", "scales", "zeros"]
+    node = helper.make_node("QGemm", names, ["y"], domain="com.microsoft", transB=turned)
+    model = graph(
+        [node],
+        w=np.ascontiguousarray(weight.T) if turned else weight,
+        one=np.ones((), np.float32),
+        none=np.zeros((), np.uint8),
+        scales=np.ones(3, np.float32),
+        zeros=zeros,
+    )
+    assert (parameters(model), nonzero_parameters(model)) == (12, np.count_nonzero(weight != zeros))
+
+
+def test_a_quantized_table_counts_whoever_takes_rows_of_it() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["places"], to=onnx.TensorProto.INT64),
+        helper.make_node("Gather", ["table", "places"], ["rows"]),
+        helper.make_node("DequantizeLinear", ["rows", "scale", "zero"], ["y"]),
+    ]
+    table = WEIGHT.astype(np.uint8)
+    model = graph(nodes, table=table, scale=np.float32(0.1), zero=np.uint8(3))
+    assert parameters(model) == 12
+    assert nonzero_parameters(model) == np.count_nonzero(table != 3)
+    assert weights_by_dtype(model) == {"uint8": 12}
+
+
 def test_a_shared_weight_is_stored_once() -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["left"]),

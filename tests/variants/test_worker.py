@@ -57,6 +57,12 @@ def test_a_child_without_space_says_what_to_do(children: Path) -> None:
         run(CHILD, Nothing(), Nothing, children, lambda phrase, fraction: None)
 
 
+def test_an_error_of_several_lines_is_told_whole(children: Path) -> None:
+    (children / f"{CHILD}.py").write_text("raise ValueError('width is wrong.\\nSee the manual')")
+    with pytest.raises(WorkerError, match=r"^ValueError: width is wrong\. See the manual$"):
+        run(CHILD, Nothing(), Nothing, children, lambda phrase, fraction: None)
+
+
 def test_what_a_child_says_beside_its_progress_is_logged(
     children: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
