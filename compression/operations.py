@@ -18,7 +18,7 @@ from compression.nbits import with_plain_products
 from compression.signature import Array, Signature, TensorSpec
 
 # Products and convolutions, which hold nearly all arithmetic -> positions of their data and their weight.
-HEAVY = {
+HEAVY: dict[str, tuple[int, ...]] = {
     "Conv": (0, 1),
     "ConvTranspose": (0, 1),
     "Gemm": (0, 1),
@@ -36,7 +36,7 @@ HEAVY = {
     "MatMulNBits": (0, 1),
 }
 # Others that multiply -> positions of what tells how often.
-_OTHERS = {
+_OTHERS: dict[str, tuple[int, ...]] = {
     "LSTM": (0, 1, 2),
     "GRU": (0, 1, 2),
     "RNN": (0, 1, 2),
@@ -89,7 +89,7 @@ def _operands(node: ir.Node) -> list[ir.Value]:
     """What decides how often a node multiplies: its data first, then its weights."""
     if node.op_type == "Einsum":
         return [value for value in node.inputs if value is not None]
-    positions: tuple[int, ...] = HEAVY.get(node.op_type) or _OTHERS.get(node.op_type, ())
+    positions = HEAVY.get(node.op_type) or _OTHERS.get(node.op_type) or ()
     return [value for value in (operand(node, position) for position in positions) if value is not None]
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import onnx
+import onnx_ir as ir
 
 from compression.figures import Traffic
 from compression.model import OnnxModel
@@ -71,4 +72,4 @@ def _weight_bytes(graph: onnx.GraphProto) -> int:
         for attribute in node.attribute
         if attribute.name == "value"
     ]
-    return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in stored)
+    return sum(ir.from_proto(tensor).nbytes for tensor in stored)

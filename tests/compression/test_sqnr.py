@@ -157,6 +157,18 @@ def test_quantized_tensors_move_as_bytes_and_their_encoding_not_at_all() -> None
     assert moved.activation_bytes == 4 * WIDE + 2 * HIDDEN + 4 * CLASSES
 
 
+def test_four_bits_are_half_a_byte() -> None:
+    model = graph()
+    stored = [
+        helper.make_tensor("codes", TensorProto.INT4, FIRST.shape, np.clip(np.round(FIRST), -8, 7).ravel()),
+        numpy_helper.from_array(np.float32(1.0), "one"),
+    ]
+    model.proto.graph.initializer.remove(model.proto.graph.initializer[0])
+    model.proto.graph.initializer.extend(stored)
+    model.proto.graph.node.insert(0, helper.make_node("DequantizeLinear", ["codes", "one"], ["first"]))
+    assert traffic(model, ROW).weight_bytes == WIDE * HIDDEN // 2 + 4 + 4 * HIDDEN * CLASSES
+
+
 def test_constants_know_what_they_are_made_of() -> None:
     fixed = constants(quantized().proto.graph)
     assert fixed["first_read"] == {"first_quantized", "first_scale"}
