@@ -121,14 +121,14 @@ def opset(proto: onnx.ModelProto) -> int:
     return max((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), default=1)
 
 
-def open_graph(proto: onnx.ModelProto) -> ort.InferenceSession:
-    """Opens a graph on the processor.
+def open_graph(proto: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
+    """Opens a graph on the processor, with so many threads; 0 for one on each core.
 
     Raises:
         ImportRefusedError: onnxruntime refuses it.
     """
     try:
-        return open_session(proto, silent=True)
+        return open_session(proto, threads=threads, silent=True)
     except Exception as error:  # onnxruntime's errors have no common base
         raise ImportRefusedError(f"onnxruntime refuses the graph: {first_line(error)}") from error
 

@@ -54,6 +54,8 @@ class _Layout:
 
 
 _RECURRENT = "DynamicQuantizeLSTM"
+# Trees, linear models and scalers, which keep what they learned in attributes.
+_CLASSICAL = "ai.onnx.ml"
 _VIEWS = {"Gather", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _LAYOUTS = {
     "QuantizeLinear": _Layout({}, frozenset({1, 2})),
@@ -160,7 +162,12 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[ir.Node]:
 
 def _weights(model: OnnxModel) -> Iterator[tuple[Array, Array | int]]:
     """Every stored weight with the value that means zero, of a shape that broadcasts to it."""
-    for value in _constants(ir.from_proto(plain(model).proto)):
+    graph = ir.from_proto(plain(model).proto)
+    for node in graph.graph.all_nodes():
+        if node.domain == _CLASSICAL:
+            held = (each for each in node.attributes.values() if each.type == ir.AttributeType.FLOATS)
+            yield from ((np.asarray(each.as_floats(), np.float32), 0) for each in held)
+    for value in _constants(graph):
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING:
             continue

@@ -129,7 +129,7 @@ def _judge_all(metric: str, model: OnnxModel, rows: Split) -> None:
         MetricError: A label does not fit.
     """
     judge = judged_by(find_metric(metric), rows.labels)
-    session = open_graph(model.proto)
+    session = open_graph(model.proto, threads=0)
     for start in range(0, len(rows), _JUDGED_AT_ONCE):
         report_to_parent("judging", 0.4 + 0.6 * start / len(rows))
         part = rows.take(slice(start, start + _JUDGED_AT_ONCE))

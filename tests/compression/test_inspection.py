@@ -223,6 +223,21 @@ def test_a_quantized_table_counts_whoever_takes_rows_of_it() -> None:
     assert weights_by_dtype(model) == {"uint8": 12}
 
 
+def test_what_classical_models_keep_in_attributes_counts() -> None:
+    node = helper.make_node(
+        "LinearRegressor",
+        ["x"],
+        ["y"],
+        domain="ai.onnx.ml",
+        targets=3,
+        coefficients=WEIGHT.astype(np.float32).T.ravel().tolist(),
+        intercepts=[0.5, 0.0, 1.0],
+    )
+    model = graph([node])
+    model.proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    assert (parameters(model), nonzero_parameters(model)) == (15, 11)
+
+
 def test_a_shared_weight_is_stored_once() -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["left"]),
