@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from compression.importing import OLDEST_OPSET, opset, subgraphs
 from compression.model import OnnxModel
 
 PRODUCTS = ("MatMul", "Gemm")
+_ACTIVATIONS = ("Clip", "Relu")
 OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
 
 ActivationType = Literal["uint8", "int8"]
@@ -113,6 +114,7 @@ def quantized(
     left_out = {*excluded, *(_products_of_activations(proto) if scheme.weights_only_products else ())}
     unknown = set(touched(model, scheme.operators)).difference(ranges)
     left_out |= {node.name for node in proto.graph.node if unknown.intersection((*node.input, *node.output))}
+    left_out |= _last_activations(proto.graph, scheme.operators, left_out)
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     with quiet(""), warnings.catch_warnings():
         quantizer = QDQQuantizer(
@@ -147,16 +149,49 @@ def _products_of_activations(proto: onnx.ModelProto) -> Iterator[str]:
             yield node.name
 
 
+def _last_activations(
+    graph: onnx.GraphProto, operators: Collection[str], left_out: Collection[str]
+) -> set[str]:
+    """Each Relu or Clip of a product that only float operators read, however many behind each other.
+
+    onnxruntime lets the rounding that follows do their work; behind these there will be none.
+    """
+    readers = _readers(graph)
+    active: dict[str, str] = {}
+    of_products = {name for node in graph.node if node.op_type in PRODUCTS for name in node.output}
+    for node in graph.node:
+        if node.op_type in _ACTIVATIONS and node.input[0] in of_products:
+            active[node.name] = node.output[0]
+            of_products.add(node.output[0])
+    last: set[str] = set()
+    for name, output in reversed(active.items()):
+        if not _are_rounded(readers.get(output, []), operators, {*left_out, *last}):
+            last.add(name)
+    return last
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in {*node.input, *_read_in_bodies(node)}:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def _are_rounded(
+    users: Iterable[onnx.NodeProto], operators: Collection[str], left_out: Collection[str]
+) -> bool:
+    """Whether one of these operators at least is to be quantized."""
+    return any(user.op_type in operators and user.name not in left_out for user in users)
+
+
 def _drop_idle_pairs(graph: onnx.GraphProto, operators: Collection[str], left_out: Collection[str]) -> None:
     """Removes the rounding of a product that only float operators read: it costs accuracy and gains nothing.
 
     Convolutions keep theirs: without it runtimes do not compute them on integers.
     """
     makers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in {*node.input, *_read_in_bodies(node)}:
-            readers.setdefault(name, []).append(node)
+    readers = _readers(graph)
     returned = {value.name for value in graph.output}
     for restore in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
         rounded = makers.get(restore.input[0])
@@ -165,7 +200,7 @@ def _drop_idle_pairs(graph: onnx.GraphProto, operators: Collection[str], left_ou
             continue
         users = readers.get(restore.output[0], [])
         is_read = bool(users) or restore.output[0] in returned
-        if any(user.op_type in operators and user.name not in left_out for user in users):
+        if _are_rounded(users, operators, left_out):
             continue
         if len(readers[rounded.output[0]]) > 1 or (is_read and len(readers[rounded.input[0]]) > 1):
             continue

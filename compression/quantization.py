@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from pydantic import Field
@@ -24,6 +25,8 @@ from compression.base import (
 )
 from compression.calibration import Calibration, Calibrator
 from compression.chatter import quiet
+from compression.data import Split
+from compression.inference import infer
 from compression.inspection import (
     heavy_operators,
     hidden_operators,
@@ -36,6 +39,7 @@ from compression.model import Form, OnnxModel
 from compression.qdq import PRODUCTS, ActivationType, Scheme, prepared, quantized, touched
 
 CALIBRATION_ROWS = 256
+CHECKED_ROWS = 64
 
 
 class QuantizationSettings(Settings):
@@ -132,8 +136,10 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
             )
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
-        """Checks for integer operators, int8 weights and a smaller file."""
-        return promised(after, before.proto.ByteSize())
+        """Checks for integer operators, int8 weights, a smaller file, and answers that are the model's."""
+        facts = promised(after, before.proto.ByteSize())
+        check_related(before, after, context.splits.calibration.spread(CHECKED_ROWS))
+        return facts
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that as many operators compute on integers at the end of the recipe."""
@@ -163,6 +169,32 @@ def promised(after: OnnxModel, bytes_before: int) -> Facts:
         "float32_weights": stored.get("float32", 0),
         **sizes,
     }
+
+
+def check_related(before: OnnxModel, after: OnnxModel, rows: Split) -> None:
+    """Checks that what a quantized graph answers has to do with what the float graph does.
+
+    Args:
+        before: The float graph.
+        after: The quantized one.
+        rows: What both answer.
+
+    Raises:
+        BrokenPromiseError: The error of a float output has as much power as the output: zeros were as near.
+    """
+    pairs = zip(*(infer(model, rows, len(rows)) for model in (before, after)), strict=True)
+    for spec, (exact, rounded) in zip(after.signature.outputs, pairs, strict=True):
+        if exact.dtype.kind != "f" or exact.shape != rounded.shape:
+            continue
+        counted = np.isfinite(exact)
+        signal, answer = exact[counted].astype(np.float64), rounded[counted].astype(np.float64)
+        power, noise = float(np.square(signal).sum()), float(np.square(answer - signal).sum())
+        if power > 0.0 and not noise < power:  # so that no number is no excuse
+            raise BrokenPromiseError(
+                f'output "{spec.name}" has nothing to do with the float graph\'s: on calibration rows its '
+                f"error has {noise / power:.3g} times the power of the answer. Exclude operators before it, "
+                "or leave quantization out."
+            )
 
 
 def still_promised(facts: Facts, artifact: OnnxModel) -> None:
@@ -225,7 +257,7 @@ class StaticInt8(Int8Pass[StaticInt8Settings]):
     """
 
     name: ClassVar[str] = "int8-static"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     settings_class: ClassVar[type[Settings]] = StaticInt8Settings
 
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:

@@ -9,7 +9,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compression import importing
+from compression.base import PassContext
+from compression.batching import batched
+from compression.data import Split, divided
+from compression.model import OnnxModel
 from compression.signature import Array
+from compression.training import Training
+from tests.compression.small_digits import silent
 
 ROWS, WIDE, HIDDEN, CLASSES, TOKENS = 60, 16, 128, 4, 4
 Dims = Sequence[int | str]
@@ -49,6 +56,13 @@ def model(
     graph = helper.make_graph(list(nodes), "foreign", list(inputs), list(outputs), tensors)
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+def foreign(proto: onnx.ModelProto) -> tuple[OnnxModel, PassContext]:
+    """A small file as `mipgate add` takes it in, with rows for it."""
+    rows = Split({"x": X})
+    context = PassContext(divided(rows), None, {}, Training(), 0, silent)
+    return batched(importing.normalized(proto), rows.inputs), context
 
 
 LAYERS = [

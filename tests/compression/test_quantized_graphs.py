@@ -1,0 +1,59 @@
+"""What quantization makes of operators that stand in graphs in ways of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from compression.base import BrokenPromiseError
+from compression.data import Split
+from compression.inference import infer
+from compression.inspection import quantized_operators
+from compression.model import OnnxModel
+from compression.pipeline import compress
+from compression.recipe import Recipe, step
+from compression.registry import make_pass
+from compression.sqnr import decibels
+from tests.compression.foreign_graphs import HIDDEN, WEIGHT, WIDE, foreign, model, node, value
+
+
+def agreement(right: OnnxModel, close: OnnxModel, rows: Split) -> float:
+    """How much louder the answer is than its error, in decibels."""
+    pairs = zip(*(infer(each, rows, len(rows)) for each in (right, close)), strict=True)
+    return min(decibels(given, exact) for exact, given in pairs)
+
+
+BOUNDS = {"low": np.array(-1.0, np.float32), "high": np.array(2.0, np.float32)}
+
+
+@pytest.mark.parametrize(
+    "activations",
+    [
+        [node("Relu", ["h"], ["r"])],
+        [node("Clip", ["h", "low", "high"], ["r"])],
+        [node("Relu", ["h"], ["s"]), node("Clip", ["s", "", "high"], ["r"])],
+    ],
+    ids=lambda nodes: " ".join(each.op_type for each in nodes),
+)
+@pytest.mark.parametrize("is_last", [True, False])
+def test_an_activation_that_no_rounding_follows_is_still_applied(
+    activations: list[onnx.NodeProto], is_last: bool
+) -> None:
+    end = node("Identity" if is_last else "Tanh", ["r"], ["y"])
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", HIDDEN])]
+    nodes = [node("MatMul", ["x", "w"], ["h"]), *activations, end]
+    graph, context = foreign(model(nodes, *ends, w=WEIGHT, **BOUNDS))
+    artifact = compress(Recipe(name="active", steps=(step("int8-static"),)), graph, context).artifact
+    assert quantized_operators(artifact) == {"MatMul": 1}
+    assert agreement(graph, artifact, context.splits.validation) > 20
+
+
+def test_what_answers_something_else_breaks_the_promise() -> None:
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", HIDDEN])]
+    graph, context = foreign(model([node("MatMul", ["x", "w"], ["y"])], *ends, w=WEIGHT))
+    static = make_pass(step("int8-static"))
+    other, _ = foreign(model([node("MatMul", ["x", "w"], ["y"])], *ends, w=-WEIGHT))
+    static.ensures(graph, static.run(graph, context), context)
+    with pytest.raises(BrokenPromiseError, match='output "y" has nothing to do with the float graph'):
+        static.ensures(graph, static.run(other, context), context)
