@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import version_converter
+from onnx import numpy_helper, version_converter
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
@@ -114,6 +114,7 @@ def quantized(
     left_out = {*excluded, *(_products_of_activations(proto) if scheme.weights_only_products else ())}
     unknown = set(touched(model, scheme.operators)).difference(ranges)
     left_out |= {node.name for node in proto.graph.node if unknown.intersection((*node.input, *node.output))}
+    left_out.update(_clips_without_zero(proto.graph))
     left_out |= _last_activations(proto.graph, scheme.operators, left_out)
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     with quiet(""), warnings.catch_warnings():
@@ -147,6 +148,16 @@ def _products_of_activations(proto: onnx.ModelProto) -> Iterator[str]:
     for node in proto.graph.node:
         if node.op_type in PRODUCTS and not stored.intersection(node.input[:2]):
             yield node.name
+
+
+def _clips_without_zero(graph: onnx.GraphProto) -> Iterator[str]:
+    """Each Clip that lets no zero through, or may not: rounding would replace it, and always has a zero."""
+    scalars = {tensor.name: tensor for tensor in graph.initializer if not tensor.dims}
+    for node in graph.node:
+        bounds = zip(node.input[1:], (-1, 1), strict=False) if node.op_type == "Clip" else ()
+        for name, sign in bounds:
+            if name and (name not in scalars or sign * numpy_helper.to_array(scalars[name]) < 0):
+                yield node.name
 
 
 def _last_activations(

@@ -57,3 +57,17 @@ def test_what_answers_something_else_breaks_the_promise() -> None:
     static.ensures(graph, static.run(graph, context), context)
     with pytest.raises(BrokenPromiseError, match='output "y" has nothing to do with the float graph'):
         static.ensures(graph, static.run(other, context), context)
+
+
+def test_a_clip_that_lets_no_zero_through_still_clips() -> None:
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", WIDE])]
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("Clip", ["h", "one"], ["r"]),
+        node("MatMul", ["r", "v"], ["y"]),
+    ]
+    stored = {"w": WEIGHT, "v": WEIGHT.T.copy(), "one": np.array(1.0, np.float32)}
+    graph, context = foreign(model(nodes, *ends, **stored))
+    artifact = compress(Recipe(name="clipped", steps=(step("int8-static"),)), graph, context).artifact
+    assert quantized_operators(artifact) == {"MatMul": 2}
+    assert agreement(graph, artifact, context.splits.validation) > 20
