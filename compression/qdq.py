@@ -54,7 +54,7 @@ class Scheme:
 
 
 def prepared(model: OnnxModel) -> OnnxModel:
-    """The graph as the quantizer wants it: normalization folded, constants computed, shapes inferred."""
+    """The graph as the quantizer wants it: factors and normalization folded, constants and shapes known."""
     # onnxruntime logs advice to the root logger.
     with tempfile.TemporaryDirectory() as folder, quiet(""), warnings.catch_warnings():
         source, path = Path(folder, "source.onnx"), Path(folder, "prepared.onnx")
@@ -70,7 +70,31 @@ def prepared(model: OnnxModel) -> OnnxModel:
             for name in (f"{node.op_type}_{index}", f"{node.op_type}_{index}_unnamed")
             if name not in taken
         )
+    _fold_factors(proto.graph)
     return OnnxModel(proto, model.signature)
+
+
+def _fold_factors(graph: onnx.GraphProto) -> None:
+    """Multiplies the alpha and beta of each Gemm into its own stored weight and bias, in place.
+
+    onnxruntime's quantizer forgets beta.
+    """
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        factors = (
+            {attribute.name: attribute for attribute in node.attribute} if node.op_type == "Gemm" else {}
+        )
+        for position, kind in ((1, "alpha"), (2, "beta")):
+            tensor = stored.get(node.input[position]) if position < len(node.input) else None
+            if tensor is None or kind not in factors or factors[kind].f == 1.0:
+                continue
+            values = numpy_helper.to_array(tensor)
+            name = f"{tensor.name}_of_{node.name}"
+            graph.initializer.append(
+                numpy_helper.from_array(values * values.dtype.type(factors[kind].f), name)
+            )
+            node.input[position], factors[kind].f = name, 1.0
+    drop_unread(graph)
 
 
 def touched(model: OnnxModel, operators: Collection[str]) -> list[str]:

@@ -217,7 +217,7 @@ class DynamicInt8(Int8Pass[DynamicInt8Settings]):
     """
 
     name: ClassVar[str] = "int8-dynamic"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     settings_class: ClassVar[type[Settings]] = DynamicInt8Settings
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:

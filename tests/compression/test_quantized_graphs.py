@@ -71,3 +71,18 @@ def test_a_clip_that_lets_no_zero_through_still_clips() -> None:
     artifact = compress(Recipe(name="clipped", steps=(step("int8-static"),)), graph, context).artifact
     assert quantized_operators(artifact) == {"MatMul": 2}
     assert agreement(graph, artifact, context.splits.validation) > 20
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic"])
+def test_factors_of_a_product_and_its_bias_count(name: str) -> None:
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", HIDDEN]), value("z", ["N", HIDDEN])]
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("Gemm", ["h", "square", "b"], ["y"], alpha=0.5, beta=4.0),
+        node("Gemm", ["h", "square", "b"], ["z"], alpha=2.0, beta=0.0),
+    ]
+    bias = np.linspace(-30, 30, HIDDEN).astype(np.float32)
+    graph, context = foreign(model(nodes, *ends, w=WEIGHT, square=WEIGHT.T @ WEIGHT, b=bias))
+    artifact = compress(Recipe(name="scaled", steps=(step(name),)), graph, context).artifact
+    assert sum(quantized_operators(artifact).values()) == 3
+    assert agreement(graph, artifact, context.splits.validation) > 20
