@@ -155,6 +155,10 @@ def quantized(
             extra_options={
                 "ActivationSymmetric": scheme.symmetric,
                 "WeightSymmetric": True,
+                "TensorQuantOverrides": {
+                    name: [{"quant_type": QuantType.QInt8, "symmetric": True}]
+                    for name in _of_one_scale(proto.graph)
+                },
                 "OpTypesToExcludeOutputQuantization": [] if scheme.outputs_of_products else list(PRODUCTS),
             },
         )
@@ -172,6 +176,31 @@ def _products_of_activations(proto: onnx.ModelProto) -> Iterator[str]:
     for node in proto.graph.node:
         if node.op_type in PRODUCTS and not stored.intersection(node.input[:2]):
             yield node.name
+
+
+def _of_one_scale(graph: onnx.GraphProto) -> list[str]:
+    """Weights that no one axis divides into channels: operators read them along several, or in groups.
+
+    onnxruntime would apply the scales of one axis along another, or write a graph that does not run.
+    """
+    axes: dict[str, set[int | None]] = {tensor.name: set() for tensor in graph.initializer}
+    for node in graph.node:
+        found = _channel_axes(node)
+        # What a product or a convolution reads behind its weight is a bias.
+        for name in node.input if found == {None} else node.input[:2]:
+            if name in axes:
+                axes[name] |= found
+    return [name for name, found in axes.items() if len(found) > 1]
+
+
+def _channel_axes(node: onnx.NodeProto) -> set[int | None]:
+    """The axes of its weight along which an operator's channels lie; None among them where there are none."""
+    settings = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "ConvTranspose":  # each group has as many channels again
+        return {1} if settings.get("group", 1) == 1 else {1, None}
+    if node.op_type == "Gemm":
+        return {0 if settings.get("transB") else 1}
+    return {{"Conv": 0, "MatMul": 1}.get(node.op_type)}
 
 
 def _clips_without_zero(graph: onnx.GraphProto) -> Iterator[str]:

@@ -9,13 +9,16 @@ import pytest
 from compression.base import BrokenPromiseError
 from compression.data import Split
 from compression.inference import infer
-from compression.inspection import quantized_operators
+from compression.inspection import quantized_operators, weights_by_dtype
 from compression.model import OnnxModel
 from compression.pipeline import compress
 from compression.recipe import Recipe, step
 from compression.registry import make_pass
 from compression.sqnr import decibels
 from tests.compression.foreign_graphs import HIDDEN, WEIGHT, WIDE, foreign, model, node, value
+
+# Rows that differ in size, so that a scale for each is not one for each column.
+UNEVEN = ((WEIGHT.T @ WEIGHT) * np.geomspace(0.1, 10, HIDDEN)[:, None] / WIDE).astype(np.float32)
 
 
 def agreement(right: OnnxModel, close: OnnxModel, rows: Split) -> float:
@@ -85,4 +88,53 @@ def test_factors_of_a_product_and_its_bias_count(name: str) -> None:
     graph, context = foreign(model(nodes, *ends, w=WEIGHT, square=WEIGHT.T @ WEIGHT, b=bias))
     artifact = compress(Recipe(name="scaled", steps=(step(name),)), graph, context).artifact
     assert sum(quantized_operators(artifact).values()) == 3
+    assert agreement(graph, artifact, context.splits.validation) > 20
+
+
+@pytest.mark.parametrize("first", ["Gemm", "MatMul"])
+def test_a_weight_that_is_also_read_transposed_has_one_scale(first: str) -> None:
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", HIDDEN])]
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node(first, ["h", "shared"], ["a"]),
+        node("Gemm", ["a", "shared"], ["y"], transB=1),
+    ]
+    graph, context = foreign(model(nodes, *ends, w=WEIGHT, shared=UNEVEN))
+    artifact = compress(Recipe(name="shared", steps=(step("int8-static"),)), graph, context).artifact
+    assert weights_by_dtype(artifact) == {"int8": WEIGHT.size + UNEVEN.size}
+    assert agreement(graph, artifact, context.splits.validation) > 15
+
+
+def test_an_embedding_that_is_also_the_last_layer_is_stored_once() -> None:
+    tokens = 40
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", tokens])]
+    nodes = [
+        node("ArgMax", ["x"], ["token"], axis=1, keepdims=0),
+        node("Gather", ["shared", "token"], ["e"]),
+        node("Tanh", ["e"], ["a"]),
+        node("Gemm", ["a", "shared", "bias"], ["y"], transB=1),
+    ]
+    stored = {"shared": WEIGHT.T[:tokens].repeat(8, axis=1), "bias": np.ones(tokens, np.float32)}
+    graph, context = foreign(model(nodes, *ends, **stored))
+    artifact = compress(Recipe(name="tied", steps=(step("int8-static"),)), graph, context).artifact
+    assert weights_by_dtype(artifact)["int8"] == stored["shared"].size
+    assert agreement(graph, artifact, context.splits.validation) > 20
+
+
+def test_transposed_convolutions_in_groups_have_one_scale() -> None:
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", 32, 4, 4])]
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("Reshape", ["h", "shape"], ["image"]),
+        node("ConvTranspose", ["image", "kernel", "bias"], ["y"], group=8, strides=[2, 2]),
+    ]
+    stored = {
+        "w": WEIGHT,
+        "shape": np.array([-1, 32, 2, 2]),
+        "kernel": WEIGHT.reshape(32, -1)[:, :16].reshape(32, 4, 2, 2),
+        "bias": np.ones(32, np.float32),
+    }
+    graph, context = foreign(model(nodes, *ends, **stored))
+    artifact = compress(Recipe(name="grouped", steps=(step("int8-static"),)), graph, context).artifact
+    assert quantized_operators(artifact) == {"ConvTranspose": 1, "MatMul": 1}
     assert agreement(graph, artifact, context.splits.validation) > 20
