@@ -24,6 +24,7 @@ from compression.importing import OLDEST_OPSET, opset, subgraphs
 from compression.model import OnnxModel
 
 PRODUCTS = ("MatMul", "Gemm")
+_WEIGHTED = (*PRODUCTS, "Conv", "ConvTranspose")
 _ACTIVATIONS = ("Clip", "Relu")
 OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
 
@@ -183,24 +184,26 @@ def _of_one_scale(graph: onnx.GraphProto) -> list[str]:
 
     onnxruntime would apply the scales of one axis along another, or write a graph that does not run.
     """
-    axes: dict[str, set[int | None]] = {tensor.name: set() for tensor in graph.initializer}
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    axes: dict[str, set[int | None]] = {name: set() for name in ranks}
     for node in graph.node:
-        found = _channel_axes(node)
         # What a product or a convolution reads behind its weight is a bias.
-        for name in node.input if found == {None} else node.input[:2]:
+        for name in node.input[:2] if node.op_type in _WEIGHTED else node.input:
             if name in axes:
-                axes[name] |= found
+                axes[name] |= _channel_axes(node, ranks[name])
     return [name for name, found in axes.items() if len(found) > 1]
 
 
-def _channel_axes(node: onnx.NodeProto) -> set[int | None]:
-    """The axes of its weight along which an operator's channels lie; None among them where there are none."""
+def _channel_axes(node: onnx.NodeProto, rank: int) -> set[int | None]:
+    """The axes of a weight along which an operator's channels lie; None among them where there is none."""
     settings = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "ConvTranspose":  # each group has as many channels again
         return {1} if settings.get("group", 1) == 1 else {1, None}
+    if node.op_type == "MatMul":  # a stack of matrices has as many again for each
+        return {1} if rank <= 2 else {1, None}
     if node.op_type == "Gemm":
         return {0 if settings.get("transB") else 1}
-    return {{"Conv": 0, "MatMul": 1}.get(node.op_type)}
+    return {0 if node.op_type == "Conv" else None}
 
 
 def _clips_without_zero(graph: onnx.GraphProto) -> Iterator[str]:

@@ -138,3 +138,13 @@ def test_transposed_convolutions_in_groups_have_one_scale() -> None:
     artifact = compress(Recipe(name="grouped", steps=(step("int8-static"),)), graph, context).artifact
     assert quantized_operators(artifact) == {"ConvTranspose": 1, "MatMul": 1}
     assert agreement(graph, artifact, context.splits.validation) > 20
+
+
+def test_a_stack_of_matrices_has_one_scale() -> None:
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", 8, 1, WIDE])]
+    nodes = [node("Reshape", ["x", "shape"], ["rows"]), node("MatMul", ["rows", "stack"], ["y"])]
+    stored = {"shape": np.array([-1, 1, 1, WIDE]), "stack": WEIGHT.T.reshape(8, WIDE, WIDE).copy()}
+    graph, context = foreign(model(nodes, *ends, **stored))
+    artifact = compress(Recipe(name="stacked", steps=(step("int8-static"),)), graph, context).artifact
+    assert quantized_operators(artifact) == {"MatMul": 1}
+    assert agreement(graph, artifact, context.splits.validation) > 20
