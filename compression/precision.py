@@ -27,7 +27,7 @@ from compression.base import (
 from compression.data import Split
 from compression.export import ExportError, check_signature
 from compression.inference import infer
-from compression.inspection import quantization_marks, quantized_operators, weights_by_dtype
+from compression.inspection import host_operators, quantization_marks, quantized_operators, weights_by_dtype
 from compression.model import Form, OnnxModel
 from compression.probing import probe
 from compression.signature import Array
@@ -93,6 +93,11 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
         """Checks that there are float32 weights, none of them beyond float16's range."""
         if quantized_operators(model) or quantization_marks(model):
             raise PassRefusedError("the model is quantized already. Use fp16 on a float32 model.")
+        if host_operators(model):
+            raise PassRefusedError(
+                "onnxruntime has laid the model's operators out for one processor, in float32. Add the file "
+                "that it was optimized from."
+            )
         judged = context.quality is not None and context.splits.validation.labels is not None
         if self.settings.max_drop is not None and not judged:
             raise PassRefusedError(

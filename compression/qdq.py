@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper, version_converter
+from onnx import helper, numpy_helper, version_converter
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
@@ -21,10 +22,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from compression.calibration import Ranges
 from compression.chatter import quiet
 from compression.importing import OLDEST_OPSET, opset, subgraphs
+from compression.inference import open_session
 from compression.model import OnnxModel
 
 PRODUCTS = ("MatMul", "Gemm")
-_WEIGHTED = (*PRODUCTS, "Conv", "ConvTranspose")
+WEIGHTED = (*PRODUCTS, "Conv", "ConvTranspose")
 _ACTIVATIONS = ("Clip", "Relu")
 OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
 
@@ -63,6 +65,7 @@ def prepared(model: OnnxModel) -> OnnxModel:
         # onnxruntime's own shape inference fails on reductions of opset 18; onnx's knows all that is needed.
         quant_pre_process(source, path, skip_symbolic_shape=True, skip_onnx_shape=True)
         proto = load_model_with_shape_infer(path)
+    _complete_types(proto)
     taken = {node.name for node in proto.graph.node}
     for index, node in enumerate(proto.graph.node):
         # What has no name cannot be left out by name.
@@ -73,6 +76,22 @@ def prepared(model: OnnxModel) -> OnnxModel:
         )
     _fold_factors(proto.graph)
     return OnnxModel(proto, model.signature)
+
+
+def _complete_types(proto: onnx.ModelProto) -> None:
+    """Adds types behind operators of other domains, which stop onnx's inference; onnxruntime knows them."""
+    graph = proto.graph
+    known = {value.name for value in (*graph.value_info, *graph.input, *graph.output)}
+    unknown = [name for node in graph.node for name in node.output if name and name not in known]
+    if not unknown:
+        return
+    opened = onnx.ModelProto()
+    opened.CopyFrom(proto)
+    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
+    for value in open_session(opened, fused=False).get_outputs():
+        if value.name in unknown and (tensor := re.fullmatch(r"tensor\((\w+)\)", value.type)):
+            dtype = onnx.TensorProto.DataType.Value(tensor[1].upper())
+            graph.value_info.append(helper.make_tensor_value_info(value.name, dtype, None))
 
 
 def _fold_factors(graph: onnx.GraphProto) -> None:
@@ -138,7 +157,10 @@ def quantized(
     proto.CopyFrom(model.proto)
     left_out = {*excluded, *(_products_of_activations(proto) if scheme.weights_only_products else ())}
     unknown = set(touched(model, scheme.operators)).difference(ranges)
-    left_out |= {node.name for node in proto.graph.node if unknown.intersection((*node.input, *node.output))}
+    for node in proto.graph.node:
+        ends = {*node.input, *node.output}
+        if ends & unknown or not ends & ranges.keys():
+            left_out.add(node.name)
     left_out.update(_clips_without_zero(proto.graph))
     left_out |= _last_activations(proto.graph, scheme.operators, left_out)
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
@@ -188,7 +210,7 @@ def _of_one_scale(graph: onnx.GraphProto) -> list[str]:
     axes: dict[str, set[int | None]] = {name: set() for name in ranks}
     for node in graph.node:
         # What a product or a convolution reads behind its weight is a bias.
-        for name in node.input[:2] if node.op_type in _WEIGHTED else node.input:
+        for name in node.input[:2] if node.op_type in WEIGHTED else node.input:
             if name in axes:
                 axes[name] |= _channel_axes(node, ranks[name])
     return [name for name, found in axes.items() if len(found) > 1]

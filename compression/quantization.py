@@ -30,13 +30,14 @@ from compression.inference import infer
 from compression.inspection import (
     heavy_operators,
     hidden_operators,
+    host_operators,
     quantization_marks,
     quantized_operators,
     weighted_operators,
     weights_by_dtype,
 )
 from compression.model import Form, OnnxModel
-from compression.qdq import PRODUCTS, ActivationType, Scheme, prepared, quantized, touched
+from compression.qdq import PRODUCTS, WEIGHTED, ActivationType, Scheme, prepared, quantized, touched
 
 CALIBRATION_ROWS = 256
 CHECKED_ROWS = 64
@@ -111,7 +112,7 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
     gives: ClassVar[Form] = Form.ONNX
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
-        """Checks that the model is not quantized yet and that the excluded nodes exist."""
+        """Checks that the model can be quantized, is not yet, and that the excluded nodes exist."""
         if done := quantized_operators(model):
             raise PassRefusedError(f"the model is quantized already ({_listed(done)}). Quantize it once.")
         if marks := quantization_marks(model):
@@ -122,8 +123,14 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
                 "the model without it, and with a dynamic batch axis: a file for a single row is served in a "
                 "Scan over the rows."
             )
-        if not weighted_operators(model):
+        weighted = weighted_operators(model)
+        if not weighted:
             raise PassRefusedError("the model has no convolution or matrix product with weights.")
+        if fused := host_operators(model) or (not weighted.keys() & {*WEIGHTED} and weighted):
+            raise PassRefusedError(
+                f"onnxruntime has fused the model's operators, or laid them out for one processor "
+                f"({_listed(fused)}), and does not quantize those. Add the file that it was optimized from."
+            )
         stored = weights_by_dtype(model)
         if "float16" in stored:
             raise PassRefusedError("the model is float16. Quantize from float32.")

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from compression.base import BrokenPromiseError
+from compression.base import BrokenPromiseError, PassRefusedError
 from compression.data import Split
 from compression.inference import infer
 from compression.inspection import quantized_operators, weights_by_dtype
@@ -148,3 +148,44 @@ def test_a_stack_of_matrices_has_one_scale() -> None:
     artifact = compress(Recipe(name="stacked", steps=(step("int8-static"),)), graph, context).artifact
     assert quantized_operators(artifact) == {"MatMul": 1}
     assert agreement(graph, artifact, context.splits.validation) > 20
+
+
+ENDS = [value("x", ["N", WIDE])], [value("y", ["N", HIDDEN])]
+LAYERS = node("MatMul", ["x", "w"], ["h"]), node("Gemm", ["g", "square", "bias"], ["y"])
+MIDDLES = {
+    "of another domain": [node("Gelu", ["h"], ["g"], domain="com.microsoft")],
+    "in double precision": [
+        node("Cast", ["h"], ["d"], to=onnx.TensorProto.DOUBLE),
+        node("Softmax", ["d"], ["p"]),
+        node("Cast", ["p"], ["g"], to=onnx.TensorProto.FLOAT),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "int8-accuracy-control"])
+@pytest.mark.parametrize("middle", MIDDLES.values(), ids=MIDDLES)
+def test_what_lies_behind_an_operator_that_stays_float_is_quantized(
+    middle: list[onnx.NodeProto], name: str
+) -> None:
+    nodes = [LAYERS[0], *middle, LAYERS[1]]
+    stored = {"w": WEIGHT, "square": WEIGHT.T @ WEIGHT, "bias": np.ones(HIDDEN, np.float32)}
+    graph, context = foreign(model(nodes, *ENDS, domains=["com.microsoft"], **stored))
+    lenient = {"max_drop": 0.5} if name == "int8-accuracy-control" else {}
+    recipe = Recipe(name="stopped", steps=(step(name, **lenient),))
+    artifact = compress(recipe, graph, context).artifact
+    assert sum(quantized_operators(artifact).values()) == 2
+    assert agreement(graph, artifact, context.splits.validation) > 20
+
+
+@pytest.mark.parametrize(
+    ("domain", "kind"), [("com.microsoft.nchwc", "Conv"), ("com.microsoft", "FusedMatMul")]
+)
+def test_what_onnxruntime_has_optimized_is_skipped(domain: str, kind: str) -> None:
+    graph, context = foreign(model([node("MatMul", ["x", "w"], ["y"])], *ENDS, w=WEIGHT))
+    graph.proto.graph.node[0].op_type, graph.proto.graph.node[0].domain = kind, domain
+    for name in ("int8-static", "int8-dynamic", "int8-accuracy-control"):
+        with pytest.raises(PassRefusedError, match=rf"\(1 {kind}\).*the file that it was optimized from"):
+            make_pass(step(name)).requires(graph, context)
+    if kind == "Conv":
+        with pytest.raises(PassRefusedError, match="the file that it was optimized from"):
+            make_pass(step("fp16")).requires(graph, context)
