@@ -299,6 +299,12 @@ def mean_of_all() -> Foreign:
     return Foreign(proto, {"x": X})
 
 
+def input_returned() -> Foreign:
+    """The input is an output, too."""
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", CLASSES]), value("x", ["N", WIDE])]
+    return Foreign(model(LAYERS, *ends, **STORED), {"x": X})
+
+
 def quantized(kind: str = "qdq") -> Foreign:
     """The plain graph, quantized by hand."""
     weight = np.clip(np.round(WEIGHT / 0.05), -127, 127).astype(np.int8)
@@ -350,6 +356,7 @@ TAKEN: dict[str, Callable[[], Foreign]] = {
     "function": function,
     "double": double,
     "mean of all": mean_of_all,
+    "input returned": input_returned,
     "fixed batch of 4": lambda: plain(batch=4),
     "qdq": quantized,
     "qlinear": lambda: quantized("qlinear"),

@@ -15,7 +15,7 @@ from compression.pipeline import compress
 from compression.recipe import Recipe, step
 from compression.registry import make_pass
 from compression.sqnr import decibels
-from tests.compression.foreign_graphs import HIDDEN, WEIGHT, WIDE, foreign, model, node, value
+from tests.compression.foreign_graphs import HIDDEN, WEIGHT, WIDE, foreign, input_returned, model, node, value
 
 # Rows that differ in size, so that a scale for each is not one for each column.
 UNEVEN = ((WEIGHT.T @ WEIGHT) * np.geomspace(0.1, 10, HIDDEN)[:, None] / WIDE).astype(np.float32)
@@ -189,3 +189,10 @@ def test_what_onnxruntime_has_optimized_is_skipped(domain: str, kind: str) -> No
     if kind == "Conv":
         with pytest.raises(PassRefusedError, match="the file that it was optimized from"):
             make_pass(step("fp16")).requires(graph, context)
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "fp16"])
+def test_an_output_that_was_an_input_is_answered(name: str) -> None:
+    graph, context = foreign(input_returned().proto)
+    artifact = compress(Recipe(name="returned", steps=(step(name),)), graph, context).artifact
+    assert agreement(graph, artifact, context.splits.validation) > 15
