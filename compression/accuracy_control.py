@@ -67,7 +67,7 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
     """
 
     name: ClassVar[str] = NAME
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = AccuracyControlSettings
 
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:
@@ -92,13 +92,13 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
         """Checks also that no more is lost on validation than allowed, and lists what is float again."""
-        facts = super().ensures(before, after, context)
         judge = self._judge(before, context)
         drop = judge.drop(after)
         if not drop <= self.settings.max_drop:  # so that no number is no excuse
             raise BrokenPromiseError(
                 f"{drop:.4f} is lost on validation, more than {self.settings.max_drop:g}. Raise max_drop."
             )
+        facts = super().ensures(before, after, context)
         return {**facts, "measure": judge.measure, "drop": drop, **note(after, NAME)}
 
     def _judge(self, model: OnnxModel, context: PassContext) -> _Judge:

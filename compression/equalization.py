@@ -66,7 +66,7 @@ class DataFree(Pass[DataFreeSettings, TorchModel, OnnxModel]):
     """
 
     name: ClassVar[str] = NAME
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.ONNX
     settings_class: ClassVar[type[Settings]] = DataFreeSettings

@@ -6,6 +6,7 @@ running the graph before and after it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
 
@@ -45,8 +46,8 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """Reads an ONNX file with its external data.
 
     Raises:
-        ImportRefusedError: It is no ONNX file, is too large, its data lies outside its folder, or it needs
-            operators that onnxruntime does not have.
+        ImportRefusedError: It is no ONNX file, is too large, its data lies outside its folder, it lists an
+            output twice, or it needs operators that onnxruntime does not have.
     """
     if not path.is_file():
         raise ImportRefusedError(f"there is no file {path}. Give the path of an ONNX file.")
@@ -60,6 +61,11 @@ def read_graph(path: Path) -> onnx.ModelProto:
         ) from error
     if not proto.graph.node or not proto.opset_import:
         raise ImportRefusedError(f"{path.name} holds no graph. Export the model again.")
+    outputs = Counter(value.name for value in proto.graph.output)
+    if twice := [name for name, count in outputs.items() if count > 1]:
+        raise ImportRefusedError(
+            f'{path.name} lists output "{twice[0]}" more than once. Export the model with each output once.'
+        )
     _load_external(proto, path)
     if unknown := sorted(set(_unknown_operators(proto))):
         raise ImportRefusedError(
@@ -77,9 +83,10 @@ def normalized(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with its weights where passes look for them.
 
     Functions are inlined, Constant nodes become initializers, initializers are no inputs, every node has a
-    name of its own.
+    name of its own. So has an output that was an input itself: `_out` is added.
     """
     model = ir.from_proto(proto)
+    _part_ends(model.graph)
     passes = Sequential(
         common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
@@ -92,6 +99,17 @@ def normalized(proto: onnx.ModelProto) -> onnx.ModelProto:
     tidy.ir_version = max(tidy.ir_version, _IR_VERSION)
     tidy.ClearField("training_info")
     return tidy
+
+
+def _part_ends(graph: ir.Graph) -> None:
+    """Puts an Identity between an input and an output that are one tensor, in place."""
+    for index, value in enumerate(graph.outputs):
+        if value.is_graph_input():
+            copied = ir.node("Identity", [value])
+            graph.append(copied)
+            output = copied.outputs[0]
+            output.name, output.shape, output.type = f"{value.name}_out", value.shape, value.type
+            graph.outputs[index] = output
 
 
 def modernized(proto: onnx.ModelProto, feeds: Sequence[Mapping[str, Array]]) -> onnx.ModelProto:

@@ -70,6 +70,7 @@ _LAYOUTS = {
     _RECURRENT: _Layout({1: 9, 2: 11}, frozenset({8, 9, 10, 11})),
 }
 
+_HOST_DOMAIN = "com.microsoft.nchwc"
 _FLOAT_HEAVY = {
     "Conv",
     "ConvTranspose",
@@ -148,6 +149,11 @@ def quantization_marks(model: OnnxModel) -> dict[str, int]:
     """
     marks = _LAYOUTS.keys() | {"DynamicQuantizeLinear", "MatMulNBits"}
     return dict(Counter(node.op_type for node in _nodes(model.proto) if node.op_type in marks))
+
+
+def host_operators(model: OnnxModel) -> dict[str, int]:
+    """How many operators of each type onnxruntime has laid out for one processor, in a file that it saved."""
+    return dict(Counter(node.op_type for node in _nodes(model.proto) if node.domain == _HOST_DOMAIN))
 
 
 def hidden_operators(model: OnnxModel) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import ClassVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from compression.base import (
 from compression.data import Split
 from compression.export import ExportError, check_signature
 from compression.inference import infer
-from compression.inspection import quantization_marks, quantized_operators, weights_by_dtype
+from compression.inspection import host_operators, quantization_marks, quantized_operators, weights_by_dtype
 from compression.model import Form, OnnxModel
 from compression.probing import probe
 from compression.signature import Array
@@ -80,7 +80,7 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
     """
 
     name: ClassVar[str] = "fp16"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[Form] = Form.ONNX
     gives: ClassVar[Form] = Form.ONNX
     settings_class: ClassVar[type[Settings]] = Float16Settings
@@ -93,6 +93,11 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
         """Checks that there are float32 weights, none of them beyond float16's range."""
         if quantized_operators(model) or quantization_marks(model):
             raise PassRefusedError("the model is quantized already. Use fp16 on a float32 model.")
+        if host_operators(model):
+            raise PassRefusedError(
+                "onnxruntime has laid the model's operators out for one processor, in float32. Add the file "
+                "that it was optimized from."
+            )
         judged = context.quality is not None and context.splits.validation.labels is not None
         if self.settings.max_drop is not None and not judged:
             raise PassRefusedError(
@@ -125,7 +130,7 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
         """
         named = _named(model)
         rows = context.splits.validation.spread(PROBE_ROWS)
-        self._returned = []
+        self._returned = list(_crashing(named.proto.graph))
         for number in range(MOST_RETURNED + 1):
             half = self._converted(named)
             problem = self._problem(named, half, context)
@@ -303,6 +308,31 @@ def _named(model: OnnxModel) -> OnnxModel:
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     return OnnxModel(proto, model.signature)
+
+
+def _crashing(graph: onnx.GraphProto) -> Iterator[str]:
+    """Each Transpose that moves the first axis back for a MatMul to read, as behind a recurrent layer.
+
+    onnxruntime 1.32 fuses both, and dies of its own layout optimizer when it opens such a graph in float16.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def reaches_product(name: str) -> bool:
+        return any(
+            node.op_type == "MatMul"
+            or (node.op_type in ("Cast", "Identity") and reaches_product(node.output[0]))
+            for node in readers.get(name, [])
+        )
+
+    for node in graph.node:
+        order = next((list(each.ints) for each in node.attribute if each.name == "perm"), [])
+        others = [axis for axis in order if axis]
+        moved = len(order) > 2 and 0 in order[-2:] and others == sorted(others)
+        if node.op_type == "Transpose" and moved and reaches_product(node.output[0]):
+            yield node.name
 
 
 def _join_float32(model: ir.Model) -> None:

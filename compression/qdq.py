@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import version_converter
+from onnx import helper, numpy_helper, version_converter
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
@@ -21,9 +22,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from compression.calibration import Ranges
 from compression.chatter import quiet
 from compression.importing import OLDEST_OPSET, opset, subgraphs
+from compression.inference import open_session
 from compression.model import OnnxModel
 
 PRODUCTS = ("MatMul", "Gemm")
+WEIGHTED = (*PRODUCTS, "Conv", "ConvTranspose")
+_ACTIVATIONS = ("Clip", "Relu")
 OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
 
 ActivationType = Literal["uint8", "int8"]
@@ -53,7 +57,7 @@ class Scheme:
 
 
 def prepared(model: OnnxModel) -> OnnxModel:
-    """The graph as the quantizer wants it: normalization folded, constants computed, shapes inferred."""
+    """The graph as the quantizer wants it: factors and normalization folded, constants and shapes known."""
     # onnxruntime logs advice to the root logger.
     with tempfile.TemporaryDirectory() as folder, quiet(""), warnings.catch_warnings():
         source, path = Path(folder, "source.onnx"), Path(folder, "prepared.onnx")
@@ -61,6 +65,7 @@ def prepared(model: OnnxModel) -> OnnxModel:
         # onnxruntime's own shape inference fails on reductions of opset 18; onnx's knows all that is needed.
         quant_pre_process(source, path, skip_symbolic_shape=True, skip_onnx_shape=True)
         proto = load_model_with_shape_infer(path)
+    _complete_types(proto)
     taken = {node.name for node in proto.graph.node}
     for index, node in enumerate(proto.graph.node):
         # What has no name cannot be left out by name.
@@ -69,7 +74,47 @@ def prepared(model: OnnxModel) -> OnnxModel:
             for name in (f"{node.op_type}_{index}", f"{node.op_type}_{index}_unnamed")
             if name not in taken
         )
+    _fold_factors(proto.graph)
     return OnnxModel(proto, model.signature)
+
+
+def _complete_types(proto: onnx.ModelProto) -> None:
+    """Adds types behind operators of other domains, which stop onnx's inference; onnxruntime knows them."""
+    graph = proto.graph
+    known = {value.name for value in (*graph.value_info, *graph.input, *graph.output)}
+    unknown = [name for node in graph.node for name in node.output if name and name not in known]
+    if not unknown:
+        return
+    opened = onnx.ModelProto()
+    opened.CopyFrom(proto)
+    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
+    for value in open_session(opened, fused=False).get_outputs():
+        if value.name in unknown and (tensor := re.fullmatch(r"tensor\((\w+)\)", value.type)):
+            dtype = onnx.TensorProto.DataType.Value(tensor[1].upper())
+            graph.value_info.append(helper.make_tensor_value_info(value.name, dtype, None))
+
+
+def _fold_factors(graph: onnx.GraphProto) -> None:
+    """Multiplies the alpha and beta of each Gemm into its own stored weight and bias, in place.
+
+    onnxruntime's quantizer forgets beta.
+    """
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        factors = (
+            {attribute.name: attribute for attribute in node.attribute} if node.op_type == "Gemm" else {}
+        )
+        for position, kind in ((1, "alpha"), (2, "beta")):
+            tensor = stored.get(node.input[position]) if position < len(node.input) else None
+            if tensor is None or kind not in factors or factors[kind].f == 1.0:
+                continue
+            values = numpy_helper.to_array(tensor)
+            name = f"{tensor.name}_of_{node.name}"
+            graph.initializer.append(
+                numpy_helper.from_array(values * values.dtype.type(factors[kind].f), name)
+            )
+            node.input[position], factors[kind].f = name, 1.0
+    drop_unread(graph)
 
 
 def touched(model: OnnxModel, operators: Collection[str]) -> list[str]:
@@ -112,7 +157,12 @@ def quantized(
     proto.CopyFrom(model.proto)
     left_out = {*excluded, *(_products_of_activations(proto) if scheme.weights_only_products else ())}
     unknown = set(touched(model, scheme.operators)).difference(ranges)
-    left_out |= {node.name for node in proto.graph.node if unknown.intersection((*node.input, *node.output))}
+    for node in proto.graph.node:
+        ends = {*node.input, *node.output}
+        if ends & unknown or not ends & ranges.keys():
+            left_out.add(node.name)
+    left_out.update(_clips_without_zero(proto.graph))
+    left_out |= _last_activations(proto.graph, scheme.operators, left_out)
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     with quiet(""), warnings.catch_warnings():
         quantizer = QDQQuantizer(
@@ -128,6 +178,10 @@ def quantized(
             extra_options={
                 "ActivationSymmetric": scheme.symmetric,
                 "WeightSymmetric": True,
+                "TensorQuantOverrides": {
+                    name: [{"quant_type": QuantType.QInt8, "symmetric": True}]
+                    for name in _of_one_scale(proto.graph)
+                },
                 "OpTypesToExcludeOutputQuantization": [] if scheme.outputs_of_products else list(PRODUCTS),
             },
         )
@@ -147,16 +201,86 @@ def _products_of_activations(proto: onnx.ModelProto) -> Iterator[str]:
             yield node.name
 
 
+def _of_one_scale(graph: onnx.GraphProto) -> list[str]:
+    """Weights that no one axis divides into channels: operators read them along several, or in groups.
+
+    onnxruntime would apply the scales of one axis along another, or write a graph that does not run.
+    """
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    axes: dict[str, set[int | None]] = {name: set() for name in ranks}
+    for node in graph.node:
+        # What a product or a convolution reads behind its weight is a bias.
+        for name in node.input[:2] if node.op_type in WEIGHTED else node.input:
+            if name in axes:
+                axes[name] |= _channel_axes(node, ranks[name])
+    return [name for name, found in axes.items() if len(found) > 1]
+
+
+def _channel_axes(node: onnx.NodeProto, rank: int) -> set[int | None]:
+    """The axes of a weight along which an operator's channels lie; None among them where there is none."""
+    settings = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "ConvTranspose":  # each group has as many channels again
+        return {1} if settings.get("group", 1) == 1 else {1, None}
+    if node.op_type == "MatMul":  # a stack of matrices has as many again for each
+        return {1} if rank <= 2 else {1, None}
+    if node.op_type == "Gemm":
+        return {0 if settings.get("transB") else 1}
+    return {0 if node.op_type == "Conv" else None}
+
+
+def _clips_without_zero(graph: onnx.GraphProto) -> Iterator[str]:
+    """Each Clip that lets no zero through, or may not: rounding would replace it, and always has a zero."""
+    scalars = {tensor.name: tensor for tensor in graph.initializer if not tensor.dims}
+    for node in graph.node:
+        bounds = zip(node.input[1:], (-1, 1), strict=False) if node.op_type == "Clip" else ()
+        for name, sign in bounds:
+            if name and (name not in scalars or sign * numpy_helper.to_array(scalars[name]) < 0):
+                yield node.name
+
+
+def _last_activations(
+    graph: onnx.GraphProto, operators: Collection[str], left_out: Collection[str]
+) -> set[str]:
+    """Each Relu or Clip of a product that only float operators read, however many behind each other.
+
+    onnxruntime lets the rounding that follows do their work; behind these there will be none.
+    """
+    readers = _readers(graph)
+    active: dict[str, str] = {}
+    of_products = {name for node in graph.node if node.op_type in PRODUCTS for name in node.output}
+    for node in graph.node:
+        if node.op_type in _ACTIVATIONS and node.input[0] in of_products:
+            active[node.name] = node.output[0]
+            of_products.add(node.output[0])
+    last: set[str] = set()
+    for name, output in reversed(active.items()):
+        if not _are_rounded(readers.get(output, []), operators, {*left_out, *last}):
+            last.add(name)
+    return last
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in {*node.input, *_read_in_bodies(node)}:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def _are_rounded(
+    users: Iterable[onnx.NodeProto], operators: Collection[str], left_out: Collection[str]
+) -> bool:
+    """Whether one of these operators at least is to be quantized."""
+    return any(user.op_type in operators and user.name not in left_out for user in users)
+
+
 def _drop_idle_pairs(graph: onnx.GraphProto, operators: Collection[str], left_out: Collection[str]) -> None:
     """Removes the rounding of a product that only float operators read: it costs accuracy and gains nothing.
 
     Convolutions keep theirs: without it runtimes do not compute them on integers.
     """
     makers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in {*node.input, *_read_in_bodies(node)}:
-            readers.setdefault(name, []).append(node)
+    readers = _readers(graph)
     returned = {value.name for value in graph.output}
     for restore in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
         rounded = makers.get(restore.input[0])
@@ -165,7 +289,7 @@ def _drop_idle_pairs(graph: onnx.GraphProto, operators: Collection[str], left_ou
             continue
         users = readers.get(restore.output[0], [])
         is_read = bool(users) or restore.output[0] in returned
-        if any(user.op_type in operators and user.name not in left_out for user in users):
+        if _are_rounded(users, operators, left_out):
             continue
         if len(readers[rounded.output[0]]) > 1 or (is_read and len(readers[rounded.input[0]]) > 1):
             continue

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from pydantic import Field
@@ -24,18 +25,22 @@ from compression.base import (
 )
 from compression.calibration import Calibration, Calibrator
 from compression.chatter import quiet
+from compression.data import Split
+from compression.inference import infer
 from compression.inspection import (
     heavy_operators,
     hidden_operators,
+    host_operators,
     quantization_marks,
     quantized_operators,
     weighted_operators,
     weights_by_dtype,
 )
 from compression.model import Form, OnnxModel
-from compression.qdq import PRODUCTS, ActivationType, Scheme, prepared, quantized, touched
+from compression.qdq import PRODUCTS, WEIGHTED, ActivationType, Scheme, prepared, quantized, touched
 
 CALIBRATION_ROWS = 256
+CHECKED_ROWS = 64
 
 
 class QuantizationSettings(Settings):
@@ -107,7 +112,7 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
     gives: ClassVar[Form] = Form.ONNX
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
-        """Checks that the model is not quantized yet and that the excluded nodes exist."""
+        """Checks that the model can be quantized, is not yet, and that the excluded nodes exist."""
         if done := quantized_operators(model):
             raise PassRefusedError(f"the model is quantized already ({_listed(done)}). Quantize it once.")
         if marks := quantization_marks(model):
@@ -118,8 +123,14 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
                 "the model without it, and with a dynamic batch axis: a file for a single row is served in a "
                 "Scan over the rows."
             )
-        if not weighted_operators(model):
+        weighted = weighted_operators(model)
+        if not weighted:
             raise PassRefusedError("the model has no convolution or matrix product with weights.")
+        if fused := host_operators(model) or (not weighted.keys() & {*WEIGHTED} and weighted):
+            raise PassRefusedError(
+                f"onnxruntime has fused the model's operators, or laid them out for one processor "
+                f"({_listed(fused)}), and does not quantize those. Add the file that it was optimized from."
+            )
         stored = weights_by_dtype(model)
         if "float16" in stored:
             raise PassRefusedError("the model is float16. Quantize from float32.")
@@ -132,8 +143,10 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
             )
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
-        """Checks for integer operators, int8 weights and a smaller file."""
-        return promised(after, before.proto.ByteSize())
+        """Checks for integer operators, int8 weights, a smaller file, and answers that are the model's."""
+        facts = promised(after, before.proto.ByteSize())
+        check_related(before, after, context.splits.calibration.spread(CHECKED_ROWS))
+        return facts
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that as many operators compute on integers at the end of the recipe."""
@@ -165,6 +178,32 @@ def promised(after: OnnxModel, bytes_before: int) -> Facts:
     }
 
 
+def check_related(before: OnnxModel, after: OnnxModel, rows: Split) -> None:
+    """Checks that what a quantized graph answers has to do with what the float graph does.
+
+    Args:
+        before: The float graph.
+        after: The quantized one.
+        rows: What both answer.
+
+    Raises:
+        BrokenPromiseError: The error of a float output has as much power as the output: zeros were as near.
+    """
+    pairs = zip(*(infer(model, rows, len(rows)) for model in (before, after)), strict=True)
+    for spec, (exact, rounded) in zip(after.signature.outputs, pairs, strict=True):
+        if exact.dtype.kind != "f" or exact.shape != rounded.shape:
+            continue
+        counted = np.isfinite(exact)
+        signal, answer = exact[counted].astype(np.float64), rounded[counted].astype(np.float64)
+        power, noise = float(np.square(signal).sum()), float(np.square(answer - signal).sum())
+        if power > 0.0 and not noise < power:  # so that no number is no excuse
+            raise BrokenPromiseError(
+                f'output "{spec.name}" has nothing to do with the float graph\'s: on calibration rows its '
+                f"error has {noise / power:.3g} times the power of the answer. Exclude operators before it, "
+                "or leave quantization out."
+            )
+
+
 def still_promised(facts: Facts, artifact: OnnxModel) -> None:
     """Checks that later steps left as many operators on integers as there were.
 
@@ -185,7 +224,7 @@ class DynamicInt8(Int8Pass[DynamicInt8Settings]):
     """
 
     name: ClassVar[str] = "int8-dynamic"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     settings_class: ClassVar[type[Settings]] = DynamicInt8Settings
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
@@ -225,7 +264,7 @@ class StaticInt8(Int8Pass[StaticInt8Settings]):
     """
 
     name: ClassVar[str] = "int8-static"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     settings_class: ClassVar[type[Settings]] = StaticInt8Settings
 
     def run(self, model: OnnxModel, context: PassContext) -> OnnxModel:

@@ -61,7 +61,7 @@ class SmoothQuant(Int8Pass[SmoothQuantSettings]):
     """
 
     name: ClassVar[str] = "int8-smoothquant"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = SmoothQuantSettings
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:

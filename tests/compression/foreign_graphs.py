@@ -9,7 +9,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compression import importing
+from compression.base import PassContext
+from compression.batching import batched
+from compression.data import Split, divided
+from compression.model import OnnxModel
 from compression.signature import Array
+from compression.training import Training
+from tests.compression.small_digits import silent
 
 ROWS, WIDE, HIDDEN, CLASSES, TOKENS = 60, 16, 128, 4, 4
 Dims = Sequence[int | str]
@@ -49,6 +56,13 @@ def model(
     graph = helper.make_graph(list(nodes), "foreign", list(inputs), list(outputs), tensors)
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+def foreign(proto: onnx.ModelProto) -> tuple[OnnxModel, PassContext]:
+    """A small file as `mipgate add` takes it in, with rows for it."""
+    rows = Split({"x": X})
+    context = PassContext(divided(rows), None, {}, Training(), 0, silent)
+    return batched(importing.normalized(proto), rows.inputs), context
 
 
 LAYERS = [
@@ -285,6 +299,12 @@ def mean_of_all() -> Foreign:
     return Foreign(proto, {"x": X})
 
 
+def input_returned() -> Foreign:
+    """The input is an output, too."""
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", CLASSES]), value("x", ["N", WIDE])]
+    return Foreign(model(LAYERS, *ends, **STORED), {"x": X})
+
+
 def quantized(kind: str = "qdq") -> Foreign:
     """The plain graph, quantized by hand."""
     weight = np.clip(np.round(WEIGHT / 0.05), -127, 127).astype(np.int8)
@@ -336,6 +356,7 @@ TAKEN: dict[str, Callable[[], Foreign]] = {
     "function": function,
     "double": double,
     "mean of all": mean_of_all,
+    "input returned": input_returned,
     "fixed batch of 4": lambda: plain(batch=4),
     "qdq": quantized,
     "qlinear": lambda: quantized("qlinear"),

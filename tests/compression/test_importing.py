@@ -36,6 +36,7 @@ from tests.compression.foreign_graphs import (
     X,
     attention_of_one_row,
     constants,
+    input_returned,
     looping,
     model,
     node,
@@ -179,6 +180,10 @@ def test_ends_that_are_no_tensors_of_numbers_are_refused() -> None:
     assert 'output "y" is a sequence' in refused(Foreign(wrapped, {"x": X}))
 
 
+def test_an_output_that_was_an_input_has_a_name_of_its_own() -> None:
+    assert [spec.name for spec in taken(input_returned()).signature.outputs] == ["y", "x_out"]
+
+
 # ---- files
 
 
@@ -204,6 +209,13 @@ def test_an_operator_that_onnxruntime_does_not_have_is_named(tmp_path: Path) -> 
     nodes = [node("Sorcery", ["x"], ["y"], domain="acme")]
     proto = model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], domains=["acme"])
     assert "needs acme::Sorcery" in unreadable(saved(proto, tmp_path / "m.onnx"))
+
+
+def test_an_output_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    proto = plain().proto
+    proto.graph.output.append(proto.graph.output[0])
+    with pytest.raises(ImportRefusedError, match='lists output "y" more than once'):
+        read_graph(saved(proto, tmp_path / "twice.onnx"))
 
 
 def test_a_graph_that_cannot_be_is_refused(tmp_path: Path) -> None:

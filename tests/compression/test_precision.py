@@ -16,6 +16,7 @@ from compression.inspection import weights_by_dtype
 from compression.model import OnnxModel, TorchModel
 from compression.precision import Float16, Float16Settings
 from compression.training import seeded
+from tests.compression.foreign_graphs import HIDDEN, WEIGHT, WIDE, foreign, model, node, value
 from tests.compression.small_digits import DIGITS, accuracy
 
 FP16 = Float16(Float16Settings())
@@ -126,3 +127,24 @@ def test_operators_are_kept_by_name(artifact: OnnxModel, context: PassContext) -
     assert weights_by_dtype(half.run(artifact, context)).keys() == {"float16", "float32"}
     with pytest.raises(PassRefusedError, match="there is no node conv9"):
         Float16(Float16Settings(keep_nodes=("conv9",))).requires(artifact, context)
+
+
+@pytest.mark.parametrize("between", [[], [node("Identity", ["t"], ["u"])]], ids=["directly", "Identity"])
+@pytest.mark.parametrize("perm", [[1, 0, 2], [1, 2, 0, 3]], ids=str)
+def test_a_transposition_that_onnxruntime_dies_of_in_float16_stays_float32(
+    perm: list[int], between: list[onnx.NodeProto]
+) -> None:
+    """Where the processor is an x86: opening the graph would end this process."""
+    ones = [1] * (len(perm) - 2)
+    nodes = [
+        node("Reshape", ["x", "shape"], ["r"]),
+        node("Transpose", ["r"], ["t"], name="fatal", perm=perm),
+        *between,
+        node("MatMul", ["u" if between else "t", "w"], ["p"]),
+        node("Transpose", ["p"], ["y"], perm=np.argsort(perm).tolist()),
+    ]
+    ends = [value("x", ["N", WIDE])], [value("y", ["N", *ones, HIDDEN])]
+    graph, context = foreign(model(nodes, *ends, shape=np.array([0, *ones, WIDE]), w=WEIGHT))
+    half = FP16.run(graph, context)
+    assert FP16.ensures(graph, half, context)["returned_to_float32"] == ["fatal"]
+    assert weights_by_dtype(half) == {"float16": WEIGHT.size}

@@ -10,7 +10,6 @@ from onnx import helper, numpy_helper
 
 from compression import importing
 from compression.base import AnyPass, BrokenPromiseError, PassContext, PassRefusedError
-from compression.batching import batched
 from compression.data import Split, Splits, divided
 from compression.export import export
 from compression.inference import infer
@@ -24,7 +23,7 @@ from compression.recipe import Recipe, step
 from compression.registry import make_pass
 from compression.signature import Signature, TensorSpec
 from compression.training import Training
-from tests.compression.foreign_graphs import LAST, WEIGHT, WIDE, X, looping, model, node, value
+from tests.compression.foreign_graphs import LAST, WEIGHT, WIDE, X, foreign, looping, model, node, value
 from tests.compression.small_digits import accuracy, silent
 
 DYNAMIC = DynamicInt8(DynamicInt8Settings())
@@ -244,13 +243,6 @@ def test_a_node_that_is_folded_away_cannot_be_excluded(context: PassContext) -> 
 def test_excluding_a_node_that_is_not_there_is_refused(artifact: OnnxModel, context: PassContext) -> None:
     with pytest.raises(PassRefusedError, match="there is no node nonsense"):
         StaticInt8(StaticInt8Settings(exclude_nodes=("nonsense",))).requires(artifact, context)
-
-
-def foreign(proto: onnx.ModelProto) -> tuple[OnnxModel, PassContext]:
-    """A small file as `mipgate add` takes it in, with rows for it."""
-    rows = Split({"x": X})
-    context = PassContext(divided(rows), None, {}, Training(), 0, silent)
-    return batched(importing.normalized(proto), rows.inputs), context
 
 
 @pytest.mark.parametrize("name", ["int8-static", "int8-accuracy-control", "int8-smoothquant"])
