@@ -111,7 +111,7 @@ class Cluster(Pass[ClusterSettings, TorchModel, TorchModel]):
                 raise BrokenPromiseError(f"{name} has {values} values; {wanted} were asked for.")
             if shared[weights == 0].any():
                 raise BrokenPromiseError(f"zeros of {name} are no longer zero.")
-            layers[name] = {"weights": int(shared.size), "values": values}
+            layers[name] = {"weights": int(shared.size), "values": values, "outputs": len(shared)}
             squares += float(np.square(weights, dtype=np.float64).sum())
             error += float(np.square(weights - shared, dtype=np.float64).sum())
         if not layers:
@@ -128,7 +128,7 @@ class Cluster(Pass[ClusterSettings, TorchModel, TorchModel]):
         # The strictest first; each takes the tensor of its size that has fewest values.
         for name, layer in sorted(facts["layers"].items(), key=lambda item: int(item[1]["values"])):
             fitting = [i for i, each in enumerate(tensors) if each.size == layer["weights"]]
-            counts = {i: shared_values(tensors[i]) for i in fitting}
+            counts = {i: shared_values(tensors[i], layer["outputs"]) for i in fitting}
             best = min(counts, key=counts.__getitem__, default=None)
             if best is None or counts[best] > layer["values"]:
                 found = "none of its size" if best is None else f"{counts[best]} of them"
@@ -224,12 +224,19 @@ def k_means(weights: Array, clusters: int) -> Array:
     return np.asarray(numbers)
 
 
-def shared_values(tensor: Array) -> int:
-    """How many values a tensor has, or each of its channels where that is fewer, whichever axis they are."""
+def shared_values(tensor: Array, outputs: int) -> int:
+    """How many values a tensor has, or each of its output channels where that is fewer.
+
+    Args:
+        tensor: The weights of a layer.
+        outputs: How many output channels it has: they lie first, or in a matrix that is multiplied from the
+            right last.
+    """
     counts = [len(np.unique(tensor))]
-    for axis in {0, 1, tensor.ndim - 1} if tensor.ndim > 1 else ():
-        channels = np.sort(np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1), axis=1)
-        counts.append(int((channels[:, 1:] != channels[:, :-1]).sum(axis=1).max(initial=0)) + 1)
+    for axis in (0, 1) if tensor.ndim == 2 else (0,):
+        if tensor.shape[axis] == outputs:
+            channels = np.sort(np.moveaxis(tensor, axis, 0).reshape(outputs, -1), axis=1)
+            counts.append(int((channels[:, 1:] != channels[:, :-1]).sum(axis=1).max(initial=0)) + 1)
     return min(counts)
 
 

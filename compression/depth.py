@@ -17,7 +17,7 @@ from compression.channels import LAYERS, example_rows, multiply_accumulates, par
 from compression.data import Split
 from compression.finetuning import FineTuning, losses
 from compression.model import Form, OnnxModel, TorchModel
-from compression.pruning import check_stored
+from compression.stored_size import check_stored, stored_facts
 
 
 class Passage(nn.Module):
@@ -117,6 +117,7 @@ class DepthPruning(Pass[DepthPruningSettings, TorchModel, TorchModel]):
             "judged": self._judged,
             "parameters_before": parameters_of(before.module),
             "parameters_after": parameters_of(after.module),
+            **stored_facts(before, after),
             "macs_before": multiply_accumulates(before, train),
             "macs_after": multiply_accumulates(after, train),
         }
@@ -127,7 +128,7 @@ class DepthPruning(Pass[DepthPruningSettings, TorchModel, TorchModel]):
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that the artifact stores about as few weights as were left."""
-        check_stored(facts, artifact)
+        check_stored(facts, artifact, self.name)
 
 
 def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = ()) -> dict[str, bool]:

@@ -23,7 +23,7 @@ from compression.base import (
 from compression.channels import multiply_accumulates, parameters_of
 from compression.finetuning import FineTuning
 from compression.model import Form, OnnxModel, TorchModel
-from compression.pruning import check_stored
+from compression.stored_size import check_stored, stored_facts
 
 # Alternating refinements of the two bases of a convolution; more change nothing that is worth the time.
 _SWEEPS = 4
@@ -131,13 +131,14 @@ class LowRank(Pass[LowRankSettings, TorchModel, TorchModel]):
             "layers": layers,
             "parameters_before": sizes[0],
             "parameters_after": sizes[1],
+            **stored_facts(before, after),
             "macs_before": macs[0],
             "macs_after": macs[1],
         }
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that the artifact stores the factors, not their products."""
-        check_stored(facts, artifact)
+        check_stored(facts, artifact, self.name)
 
     def _factors(self, layer: nn.Linear | nn.Conv2d) -> Factors | None:
         """The chain for a layer, or None where it saves nothing."""

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnx import external_data_helper, version_converter
+from onnx import external_data_helper, numpy_helper, version_converter
 from onnx_ir.passes import Sequential, common
 
 from compression.base import CompressionError
@@ -82,10 +82,10 @@ def read_graph(path: Path) -> onnx.ModelProto:
 def normalized(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with its weights where passes look for them.
 
-    Functions are inlined, Constant nodes become initializers, initializers are no inputs, every node has a
-    name of its own. So has an output that was an input itself: `_out` is added.
+    Functions are inlined, Constant nodes become initializers, initializers are no inputs and dense, every
+    node has a name of its own. So has an output that was an input itself: `_out` is added.
     """
-    model = ir.from_proto(proto)
+    model = ir.from_proto(_dense(proto))
     _part_ends(model.graph)
     passes = Sequential(
         common.InlinePass(),
@@ -99,6 +99,24 @@ def normalized(proto: onnx.ModelProto) -> onnx.ModelProto:
     tidy.ir_version = max(tidy.ir_version, _IR_VERSION)
     tidy.ClearField("training_info")
     return tidy
+
+
+def _dense(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with what it stores as places and values of what is not zero stored whole."""
+    if not proto.graph.sparse_initializer:
+        return proto
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    for sparse in proto.graph.sparse_initializer:
+        values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        tensor = np.zeros(tuple(sparse.dims), values.dtype)
+        if places.ndim == 1:
+            tensor.reshape(-1)[places] = values
+        else:
+            tensor[tuple(places.T)] = values
+        whole.graph.initializer.append(numpy_helper.from_array(tensor, sparse.values.name))
+    whole.graph.ClearField("sparse_initializer")
+    return whole
 
 
 def _part_ends(graph: ir.Graph) -> None:

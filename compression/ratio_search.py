@@ -18,7 +18,8 @@ from compression.data import Split
 from compression.finetuning import FineTuning, losses
 from compression.importance import NORMS, Importance, check_importance, ranked_channels
 from compression.model import Form, OnnxModel, TorchModel
-from compression.pruning import check_macs, check_prunable, check_runs, check_stored, width_facts
+from compression.pruning import check_macs, check_prunable, check_runs, width_facts
+from compression.stored_size import check_stored
 from compression.training import PREDICT_BATCH
 
 _MOST_LEVELS = 8
@@ -123,7 +124,7 @@ class RatioSearch(Pass[RatioSearchSettings, TorchModel, TorchModel]):
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that the artifact stores about as few weights as were left, not as many as before."""
-        check_stored(facts, artifact)
+        check_stored(facts, artifact, self.name)
 
 
 class _Search:

@@ -153,10 +153,11 @@ def test_layers_have_numbers_of_their_own(reference: TorchModel, context: PassCo
 def test_values_are_counted_by_channel_where_these_have_a_scale_each() -> None:
     codes = np.random.default_rng(0).integers(0, 4, (8, 100)).astype(np.float32)
     scales = np.linspace(1, 2, 8, dtype=np.float32)
-    assert shared_values(codes) == 4
-    assert shared_values(codes * scales[:, None]) == 4
-    assert shared_values(codes.T * scales) == 4
-    assert shared_values(np.arange(800.0).reshape(8, 100)) == 8
+    assert shared_values(codes, 8) == 4
+    assert shared_values(codes * scales[:, None], 8) == 4
+    assert shared_values(codes.T * scales, 8) == 4
+    assert shared_values(np.arange(800.0).reshape(8, 100), 8) == 100  # that columns are short shows nothing
+    assert shared_values(np.arange(144.0).reshape(16, 1, 3, 3), 16) == 9
 
 
 def test_nothing_to_share_is_refused(context: PassContext) -> None:

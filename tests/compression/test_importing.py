@@ -31,6 +31,7 @@ from tests.compression.foreign_graphs import (
     STORED,
     TAKEN,
     TOKENS,
+    WEIGHT,
     WIDE,
     Foreign,
     X,
@@ -106,6 +107,18 @@ def test_a_state_that_comes_out_goes_in_again() -> None:
 
 def test_weights_in_constant_nodes_become_initializers() -> None:
     assert {tensor.name for tensor in normalized(constants().proto).graph.initializer} == set(STORED)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_weights_that_are_stored_by_what_is_not_zero_are_stored_whole(flat: bool) -> None:
+    proto, thin = plain().proto, np.where(np.abs(WEIGHT) > 1, WEIGHT, 0)
+    places = np.flatnonzero(thin) if flat else np.argwhere(thin)
+    values, indices = numpy_helper.from_array(thin[thin != 0], "w"), numpy_helper.from_array(places)
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, thin.shape))
+    del proto.graph.initializer[0]
+    imported = taken(Foreign(proto, {"x": X}))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in imported.proto.graph.initializer}
+    assert np.array_equal(stored["w"], thin)
 
 
 def test_a_loop_keeps_its_loop_and_the_weight_inside_counts_once() -> None:
