@@ -74,7 +74,7 @@ class DepthPruning(Pass[DepthPruningSettings, TorchModel, TorchModel]):
         if unfit := sorted(set(settings.blocks) - found.keys()):
             raise PassRefusedError(
                 f"{', '.join(unfit)} cannot be left out: a block is a module with weights that gives one "
-                "tensor of the shape it takes."
+                "tensor of the shape it takes, and that nobody asks for more."
             )
         if len(found) < settings.remove:
             raise PassRefusedError(
@@ -135,6 +135,7 @@ def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = (
     """Modules with weights that give a tensor of the shape they take, none inside another.
 
     Unless named, a block has two layers or more, and a stack of blocks of one class is not a block itself.
+    Without any of them the model runs.
 
     Args:
         model: Where to look.
@@ -172,7 +173,20 @@ def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = (
     found = [name for name in modules if name in fits.keys() - misfits]
     if not among:
         found = [name for name in found if not _is_stack(name, found, modules)]
-    return {name: fits[name] for name in _outermost(found)}
+    blocks = {name: fits[name] for name in _outermost(found)}
+    return {
+        name: wrapped for name, wrapped in blocks.items() if _runs(without(model, {name: wrapped}), split)
+    }
+
+
+def _runs(model: TorchModel, split: Split) -> bool:
+    """Whether the model needs no more of what was left out than its output, such as its settings."""
+    try:
+        with torch.no_grad():
+            model.module(*example_rows(model, split))
+    except Exception:  # it may be anything that the module says to what is missing
+        return False
+    return True
 
 
 def _layers_in(module: nn.Module) -> int:

@@ -109,3 +109,28 @@ def test_validation_without_labels_cannot_judge(deep: TorchModel, context: PassC
     bare = replace(context.splits, validation=replace(context.splits.validation, labels=None))
     with pytest.raises(PassRefusedError, match="has no labels"):
         pruning().requires(deep, replace(context, splits=bare))
+
+
+class Encoded(nn.Module):
+    """Rows of an image through torch's own encoder, which asks its first layer for its settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encode = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.last(self.encode(image.reshape(-1, 8, 8)).mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_block_that_is_asked_for_more_than_its_output_stays(context: PassContext) -> None:
+    with seeded(0):
+        model = TorchModel(Encoded().eval(), DIGITS)
+    assert skippable_blocks(model, context.splits.train).keys() == {"encode.layers.1", "encode.layers.2"}
+    shallow = pruning(remove=2).run(model, context)
+    assert flops(export(shallow)) < flops(export(model)) / 2
+    with pytest.raises(
+        PassRefusedError, match=r"encode\.layers\.0 cannot be left out.* nobody asks for more"
+    ):
+        pruning(blocks=["encode.layers.0"]).requires(model, context)
