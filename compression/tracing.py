@@ -11,8 +11,9 @@ from torch import Tensor, fx
 
 from compression.base import CompressionError
 from compression.chatter import quiet
-from compression.export import dynamic_shapes, example_inputs
+from compression.export import example_inputs, symbolic
 from compression.model import TorchModel
+from compression.signature import Signature
 
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
@@ -45,7 +46,7 @@ def traced(model: TorchModel) -> TorchModel:
             program = torch.export.export(
                 module,
                 example_inputs(model.signature, module),
-                dynamic_shapes=dynamic_shapes(model.signature),
+                dynamic_shapes=_free_axes(model.signature),
             ).run_decompositions({})
             inlined = program.module(check_guards=False)
     except Exception as error:
@@ -63,6 +64,11 @@ def traced(model: TorchModel) -> TorchModel:
     # Inputs come one by one, in order, and outputs leave as a tuple.
     inlined.graph.set_codegen(fx.graph.CodeGen())
     return TorchModel(settled(inlined), model.signature)
+
+
+def _free_axes(signature: Signature) -> tuple[dict[int, Any], ...]:
+    """Which axes of each input take any length, or any that the module's own tables hold."""
+    return tuple(dict.fromkeys(symbolic(spec), torch.export.Dim.DYNAMIC) for spec in signature.inputs)
 
 
 def settled(graph_module: fx.GraphModule) -> fx.GraphModule:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -194,3 +195,40 @@ def bright(rows: int, seed: int) -> Split:
     images = random.integers(0, 120, (rows, 8, 8, 3))
     images[np.arange(rows), labels % 8, :, labels // 8] += 130
     return Split({"image": images.astype(np.uint8)}, labels)
+
+
+class Positions(nn.Module):
+    """Tokens with a learned place in a table, which holds texts of up to 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(16, 32), nn.Parameter(torch.randn(32, 32) / 4)
+        self.encode = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+        self.last = nn.Linear(32, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states = self.encode(self.embed(tokens) + self.places[: tokens.shape[1]])
+        return self.last(states.mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_table_of_positions_bounds_a_free_axis_and_fixes_it_not(context: PassContext) -> None:
+    signature = Signature(
+        (TensorSpec("tokens", "int64", ("batch", "sequence")),),
+        (TensorSpec("logits", "float32", ("batch", 3)),),
+    )
+    tokens = np.random.default_rng(0).integers(0, 16, (400, 9))
+    parts = {"train": slice(0, 200), "calibration": slice(200, 260), "validation": slice(260, 330)}
+    splits = Splits(
+        **{
+            name: Split({"tokens": tokens[rows]}, (tokens[rows] == 3).sum(1).clip(0, 2))
+            for name, rows in (parts | {"test": slice(330, 400)}).items()
+        }
+    )
+    with seeded(0):
+        model = TorchModel(Positions().eval(), signature)
+    task = replace(context, splits=splits, reference=model, training=Training(epochs=2), checkpoints=None)
+    after = ran(qat(), model, task)
+    assert quantized_operators(after)
+    for rows, length in ((1, 1), (3, 32), (5, 4)):
+        given = Split({"tokens": np.random.default_rng(1).integers(0, 16, (rows, length))})
+        assert infer(after, given, rows)[0].shape == (rows, 3)
