@@ -9,6 +9,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +18,14 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from compression.base import PassRefusedError
 from compression.data import Split
 from compression.model import TorchModel
+from compression.prunable_layers import LAYERS, LayerHooks, layers_cut_apart, layers_of_shared_weights
 
 EXAMPLE_ROWS = 2
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # Ranked globally, a layer of small weights could lose all its channels.
 MOST_OF_A_LAYER = 0.9
 
@@ -125,16 +125,19 @@ class Survey:
 def survey(model: TorchModel, split: Split, score: Score, ignore: Sequence[str] = ()) -> Survey:
     """The channels of a model that may go, ranked; its parameters must require gradients.
 
-    Left out are channels that run to an output, those of ignored layers, and those that the module cuts
-    into attention heads, where a missing channel would shift all others into another head.
+    Left out are channels that run to an output, those of ignored layers and of layers that share weights,
+    those that a transposed convolution makes, those that are a part of what a grouped layer reads, and those
+    that the module cuts into attention heads, where a missing channel would shift all others into another
+    head.
 
     Raises:
-        PassRefusedError: The library cannot follow the channels.
+        PassRefusedError: The library cannot follow the channels, or none may go.
     """
     module, examples = model.module, example_rows(model, split)
     names = {layer: name for name, layer in module.named_modules()}
     kept = {part for name in ignore for part in module.get_submodule(name).modules()}
-    kept |= _layers_cut_into_heads(module, examples)
+    kept |= layers_cut_apart(module, examples)
+    shared = layers_of_shared_weights(module)
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=examples)
         found = list(graph.get_all_groups())
@@ -146,8 +149,16 @@ def survey(model: TorchModel, split: Split, score: Score, ignore: Sequence[str] 
         ) from error
     groups = []
     for members in found:
-        if _may_go(graph, members, kept) and (scores := score(members)) is not None:
-            groups.append(_described(graph, members, scores, names))
+        if not _may_go(graph, members, kept, shared):
+            continue
+        with _following(names[members[0].dep.target.module]):
+            if (scores := score(members)) is not None:
+                groups.append(_described(graph, members, scores, names))
+    if not groups:
+        raise PassRefusedError(
+            "no layer may lose channels: all of them run to outputs, into attention heads, or through layers "
+            "that share weights or are ignored. Ignore fewer, or use prune-unstructured."
+        )
     layers = _layer_costs(module, examples, names)
     other = multiply_accumulates(model, split) - sum(macs for macs, _, _ in layers.values())
     return Survey(tuple(groups), layers, other)
@@ -175,7 +186,8 @@ def narrowed(model: TorchModel, split: Split, groups: Sequence[ChannelGroup], wi
             layer = module.get_submodule(group.name)
             pruner = graph.get_pruner_of_module(layer)
             kept = pruner.get_out_channels(layer) - len(removed)
-            graph.get_pruning_group(layer, pruner.prune_out_channels, idxs=removed).prune()
+            with _following(group.name):
+                graph.get_pruning_group(layer, pruner.prune_out_channels, idxs=removed).prune()
             if (left := pruner.get_out_channels(layer)) != kept:
                 raise PassRefusedError(
                     f"torch-pruning leaves {left} channels of {group.name} where {kept} were to stay: it "
@@ -234,15 +246,45 @@ def parameters_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _may_go(graph: Any, members: LibraryGroup, kept: set[nn.Module]) -> bool:
-    for dependency, _ in members:
+@contextmanager
+def _following(name: str) -> Iterator[None]:
+    """Says of which layer the library cannot follow the channels; its errors have no common base."""
+    try:
+        yield
+    except Exception as error:
+        raise PassRefusedError(
+            f"torch-pruning cannot follow the channels of {name} ({type(error).__name__}: {error}). Name the "
+            "layer in `ignore`; prune-unstructured and distill need none of it."
+        ) from error
+
+
+def _may_go(graph: Any, members: LibraryGroup, kept: set[nn.Module], shared: set[nn.Module]) -> bool:
+    if not isinstance(members[0].dep.target.module, LAYERS):
+        return False
+    for dependency, channels in members:
         makes = graph.is_out_channel_pruning_fn(dependency.handler)
         layer = dependency.target.module
-        if (makes and (layer in kept or not dependency.target.outputs)) or isinstance(
-            layer, nn.MultiheadAttention
-        ):
+        if makes and (layer in kept or not dependency.target.outputs):
+            return False
+        if layer in shared or isinstance(layer, nn.MultiheadAttention):
+            return False
+        parts, width = _cut_by(graph, dependency)
+        if parts > 1 and len(channels) < width:
             return False
     return True
+
+
+def _cut_by(graph: Any, dependency: Any) -> tuple[int, int]:
+    """Into how many parts, which must lose the same channels each, a layer cuts how many channels."""
+    layer = dependency.target.module
+    pruner = graph.get_pruner_of_module(layer)
+    if graph.is_out_channel_pruning_fn(dependency.handler):
+        parts, width = pruner.get_out_channel_groups(layer), pruner.get_out_channels(layer)
+    else:
+        parts, width = pruner.get_in_channel_groups(layer), pruner.get_in_channels(layer)
+    # A depthwise convolution loses any channel with its own filter.
+    is_depthwise = getattr(layer, "groups", 1) == getattr(layer, "out_channels", None)
+    return (1 if is_depthwise else parts), width
 
 
 def _described(
@@ -258,11 +300,7 @@ def _described(
         makes_them = graph.is_out_channel_pruning_fn(dependency.handler)
         if isinstance(layer, LAYERS):
             (makes if makes_them else reads)[names[layer]] = len(channels)
-        if getattr(layer, "groups", 1) == getattr(layer, "out_channels", None):
-            continue  # a depthwise convolution loses any channel with its own filter
-        pruner = graph.get_pruner_of_module(layer)
-        cut = pruner.get_out_channel_groups(layer) if makes_them else pruner.get_in_channel_groups(layer)
-        parts = math.lcm(parts, cut)
+        parts = math.lcm(parts, _cut_by(graph, dependency)[0])
     means = scores.detach().cpu().reshape(parts, -1).mean(0)
     name = names[members[0].dep.target.module]
     return ChannelGroup(name, len(scores), parts, means / (means.mean() + 1e-12), makes, reads)
@@ -281,65 +319,6 @@ def _layer_costs(
         earlier = costs.get(names[layer], (0.0, 0, 0))[0]
         costs[names[layer]] = (earlier + macs, inputs, weight.shape[0])
 
-    with torch.no_grad(), _hooks(module, record):
+    with torch.no_grad(), LayerHooks(module, record):
         module(*examples)
     return costs
-
-
-_RESHAPES = frozenset({"view", "reshape", "unflatten"})
-_TAKEN_APART = frozenset({"chunk", "split", "tensor_split", "unbind", "__getitem__"})
-_MIXES = frozenset({"linear", "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
-
-
-def _layers_cut_into_heads(module: nn.Module, examples: tuple[Tensor, ...]) -> set[nn.Module]:
-    """Layers whose output channels are reshaped into several axes, be they taken apart or scaled before."""
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
-    cut: set[nn.Module] = set()
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
-            result = function(*args, **(kwargs or {}))
-            name = getattr(function, "__name__", "")
-            known = next((made[id(each)] for each in args if id(each) in made), None)
-            if known is None:
-                return result
-            layer, given = known
-            if name in _RESHAPES:
-                axis = -1 if isinstance(layer, nn.Linear) else 1
-                if result.ndim > given.ndim and result.shape[axis] != given.shape[axis]:
-                    cut.add(layer)
-            elif name in _TAKEN_APART:
-                for part in result if isinstance(result, tuple | list) else (result,):
-                    if isinstance(part, Tensor):
-                        made[id(part)] = layer, part
-            elif name not in _MIXES and isinstance(result, Tensor) and result.shape == given.shape:
-                made[id(result)] = layer, result  # channel for channel, as a factor or an activation
-            return result
-
-    def record(layer: nn.Module, _: object, output: Tensor) -> None:
-        made[id(output)] = (layer, output)
-
-    with torch.no_grad(), _hooks(module, record), Watch():
-        module(*examples)
-    return cut
-
-
-class _hooks:
-    """Calls a function after each layer's forward pass inside the block."""
-
-    def __init__(self, module: nn.Module, function: Callable[[nn.Module, object, Tensor], None]) -> None:
-        self.module = module
-        self.function = function
-
-    def __enter__(self) -> None:
-        layers = (layer for layer in self.module.modules() if isinstance(layer, LAYERS))
-        self.handles = [layer.register_forward_hook(self.function) for layer in layers]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer whose channels or weights a pass may remove, with its name."""
-    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LAYERS))

@@ -13,10 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
-from compression.channels import LAYERS, example_rows, multiply_accumulates, parameters_of
+from compression.channels import example_rows, multiply_accumulates, parameters_of
 from compression.data import Split
 from compression.finetuning import FineTuning, losses
 from compression.model import Form, OnnxModel, TorchModel
+from compression.prunable_layers import LAYERS
 from compression.stored_size import check_stored, stored_facts
 
 

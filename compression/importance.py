@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch_pruning.pruner import function
 
 from compression.base import PassContext, PassRefusedError
-from compression.channels import LAYERS, LibraryGroup, Score, Survey, survey, traceable
+from compression.channels import LibraryGroup, Score, Survey, survey, traceable
 from compression.data import Split
 from compression.losses import Batch, labelled_loss
 from compression.model import TorchModel
+from compression.prunable_layers import LAYERS
 from compression.signature import Array
 
 Importance = Literal["l1", "l2", "taylor", "bn-gamma", "mean", "fpgm", "random"]

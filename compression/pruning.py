@@ -22,7 +22,6 @@ from compression.base import (
 )
 from compression.channels import (
     EXAMPLE_ROWS,
-    LAYERS,
     Survey,
     Widths,
     example_rows,
@@ -34,6 +33,7 @@ from compression.channels import (
 from compression.finetuning import GradualFineTuning
 from compression.importance import NORMS, Importance, check_importance, ranked_channels
 from compression.model import Form, OnnxModel, TorchModel
+from compression.prunable_layers import LAYERS
 from compression.stored_size import check_stored, stored_facts
 from compression.training import Objective, labels_objective, predict
 
@@ -76,7 +76,7 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
     """
 
     name: ClassVar[str] = "prune-structured"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = StructuredPruningSettings

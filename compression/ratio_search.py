@@ -71,7 +71,7 @@ class RatioSearch(Pass[RatioSearchSettings, TorchModel, TorchModel]):
     """
 
     name: ClassVar[str] = "prune-search"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = RatioSearchSettings
@@ -135,8 +135,6 @@ class _Search:
         self.context = context
         self.settings = settings
         self.survey: Survey = ranked_channels(model, context, settings.importance, settings.ignore)
-        if not self.survey.groups:
-            raise PassRefusedError("no layer may lose channels. Ignore fewer.")
         self.full = {group.name: group.width for group in self.survey.groups}
         self.budget = settings.target_macs * self.survey.macs(self.full)
         order = np.random.default_rng(context.seed).permutation(len(context.splits.validation))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
-from compression.channels import layers_of
 from compression.finetuning import FineTuning, GradualFineTuning
 from compression.inspection import nonzero_parameters, parameters
 from compression.layer_weights import LayerWeight, layer_weights
 from compression.model import Form, OnnxModel, TorchModel
+from compression.prunable_layers import layers_of
 from compression.signature import Array
 
 
