@@ -139,7 +139,9 @@ def survey(model: TorchModel, split: Split, score: Score, ignore: Sequence[str] 
     kept |= layers_cut_apart(module, examples)
     shared = layers_of_shared_weights(module)
     try:
-        graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=examples)
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            module, example_inputs=examples, output_transform=_with_ends_of_their_own
+        )
         found = list(graph.get_all_groups())
     except Exception as error:  # the library's errors have no common base
         raise PassRefusedError(
@@ -244,6 +246,12 @@ def widths_of(module: nn.Module) -> dict[str, int]:
 def parameters_of(module: nn.Module) -> int:
     """How many parameters a module has."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _with_ends_of_their_own(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The outputs, each at an end of the graph even where a layer reads it too."""
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    return [output * 1 for output in outputs if output.requires_grad]
 
 
 @contextmanager

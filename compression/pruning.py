@@ -24,7 +24,6 @@ from compression.channels import (
     EXAMPLE_ROWS,
     Survey,
     Widths,
-    example_rows,
     multiply_accumulates,
     narrowed,
     parameters_of,
@@ -204,27 +203,34 @@ def check_prunable(model: TorchModel, ignore: tuple[str, ...] = ()) -> None:
 
 
 def check_runs(model: TorchModel, context: PassContext) -> None:
-    """Checks that a narrower model still runs.
+    """Checks that a narrower model still runs and gives what its signature says.
 
     Raises:
-        PassRefusedError: The module reshapes to a width that is written in its code.
+        PassRefusedError: The module reshapes to a width that is written in its code, or an output changed
+            its shape.
     """
     try:
-        with torch.no_grad():
-            model.module(*example_rows(model, context.splits.train))
+        outputs = predict(model, context.splits.train.take(slice(0, EXAMPLE_ROWS)))
     except RuntimeError as error:
         line = str(error).splitlines()[0]
         raise PassRefusedError(
             f"the module does not run with fewer channels ({line}): its code fixes a width. Name the layers "
             "that make it in `ignore`."
         ) from error
+    for spec, output in zip(model.signature.outputs, outputs, strict=True):
+        if not spec.accepts_shape(output.shape):
+            raise PassRefusedError(
+                f'output "{spec.name}" has shape {list(output.shape)} after pruning; the signature says '
+                f"{spec.wire_shape}. Name the layers that make it in `ignore`."
+            )
 
 
 def width_facts(before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
     """What became narrower, with sizes and multiply-accumulates on both sides.
 
     Raises:
-        BrokenPromiseError: Nothing did, or an output changed its shape.
+        BrokenPromiseError: Nothing did.
+        PassRefusedError: An output changed its shape.
     """
     wide, narrow = widths_of(before.module), widths_of(after.module)
     narrower = {name: [width, narrow[name]] for name, width in wide.items() if narrow.get(name) != width}
@@ -234,13 +240,7 @@ def width_facts(before: TorchModel, after: TorchModel, context: PassContext) -> 
             "no channel was removed: rounding to a multiple, `ignore` or the floor left every layer as wide "
             "as it was. Prune more or lower round_to."
         )
-    outputs = predict(after, context.splits.validation.take(slice(0, EXAMPLE_ROWS)))
-    for spec, output in zip(after.signature.outputs, outputs, strict=True):
-        if not spec.accepts_shape(output.shape):
-            raise BrokenPromiseError(
-                f'output "{spec.name}" has shape {list(output.shape)} after pruning; the signature says '
-                f"{spec.wire_shape}. Name the layers that make it in `ignore`."
-            )
+    check_runs(after, context)
     return {
         "parameters_before": size_before,
         "parameters_after": size_after,

@@ -18,7 +18,9 @@ from compression.export import export
 from compression.importance import Importance, ranked_channels
 from compression.model import OnnxModel, TorchModel
 from compression.operations import flops
-from compression.pruning import StructuredPruning, StructuredPruningSettings
+from compression.pruning import StructuredPruning, StructuredPruningSettings, check_runs
+from compression.recipe import step
+from compression.registry import make_pass
 from compression.signature import Signature, TensorSpec
 from compression.training import predict, seeded
 from tests.compression.small_digits import DIGITS, accuracy
@@ -99,6 +101,35 @@ def test_every_output_keeps_its_shape_whatever_stands_behind_it(context: PassCon
     facts = prune.ensures(model, narrow, context)
     assert facts["widths"] == {"stem": [32, 16], "block": [32, 16]}
     assert [output.shape[1] for output in predict(narrow, context.splits.validation)] == [10, 12]
+
+
+class Coded(nn.Module):
+    """An output that another layer reads, and one that is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(64, 32), nn.Linear(32, 16)
+        self.second, self.classes = nn.Linear(16, 32), nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        code = self.inner(torch.relu(self.first(image)))
+        return self.classes(torch.relu(self.second(code))), code
+
+
+@pytest.mark.parametrize("given", ["prune-structured", "prune-search"])
+def test_an_output_that_another_layer_reads_keeps_its_width(given: str, context: PassContext) -> None:
+    outputs = (TensorSpec("classes", "float32", ("batch", 10)), TensorSpec("code", "float32", ("batch", 16)))
+    with seeded(0):
+        model = TorchModel(Coded(), Signature(DIGITS.inputs, outputs))
+    search = {"trials": 4, "rows": 100, "folds": 2} if given == "prune-search" else {}
+    prune = make_pass(step(given, epochs=1, **search))
+    facts = prune.ensures(model, prune.run(model, context), context)
+    assert facts["widths"].keys() == {"first", "second"}
+
+
+def test_an_output_of_another_shape_is_found_before_anything_is_trained(context: PassContext) -> None:
+    with pytest.raises(PassRefusedError, match=r'output "logits" has shape \[2, 8\] after pruning'):
+        check_runs(TorchModel(nn.Linear(64, 8), DIGITS), context)
 
 
 def test_frozen_weights_stay_frozen(context: PassContext) -> None:
