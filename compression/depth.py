@@ -75,7 +75,7 @@ class DepthPruning(Pass[DepthPruningSettings, TorchModel, TorchModel]):
         if unfit := sorted(set(settings.blocks) - found.keys()):
             raise PassRefusedError(
                 f"{', '.join(unfit)} cannot be left out: a block is a module with weights that gives one "
-                "tensor of the shape it takes."
+                "tensor of the shape it takes, and of which its owner reads nothing else. Name others."
             )
         if len(found) < settings.remove:
             raise PassRefusedError(
@@ -136,6 +136,7 @@ def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = (
     """Modules with weights that give a tensor of the shape they take, none inside another.
 
     Unless named, a block has two layers or more, and a stack of blocks of one class is not a block itself.
+    What its owner looks into beside calling it, as `nn.TransformerEncoder` does into its first layer, stays.
 
     Args:
         model: Where to look.
@@ -173,7 +174,17 @@ def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = (
     found = [name for name in modules if name in fits.keys() - misfits]
     if not among:
         found = [name for name in found if not _is_stack(name, found, modules)]
-    return {name: fits[name] for name in _outermost(found)}
+    found = _outermost(found)
+    return {name: fits[name] for name in found if _runs_without(model, split, name, fits[name])}
+
+
+def _runs_without(model: TorchModel, split: Split, name: str, wrapped: bool) -> bool:
+    try:
+        with torch.no_grad():
+            without(model, {name: wrapped}).module(*example_rows(model, split))
+    except Exception:  # whatever the owner's code says to a block that is none
+        return False
+    return True
 
 
 def _layers_in(module: nn.Module) -> int:
