@@ -39,13 +39,15 @@ def traced(model: TorchModel) -> TorchModel:
         TracingError: The module cannot be traced.
     """
     module = copy.deepcopy(model.module).eval()
+    # An axis with a name could not be held to the length of a table that the module reads up to it.
+    free = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in dynamic_shapes(model.signature)]
     try:
         with warnings.catch_warnings(), quiet("torch.export", "torch"), torch.enable_grad():
             warnings.simplefilter("ignore")  # torch's own tracer calls what torch deprecates
             program = torch.export.export(
                 module,
                 example_inputs(model.signature, module),
-                dynamic_shapes=dynamic_shapes(model.signature),
+                dynamic_shapes=tuple(free),
             ).run_decompositions({})
             inlined = program.module(check_guards=False)
     except Exception as error:
