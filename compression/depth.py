@@ -75,7 +75,7 @@ class DepthPruning(Pass[DepthPruningSettings, TorchModel, TorchModel]):
         if unfit := sorted(set(settings.blocks) - found.keys()):
             raise PassRefusedError(
                 f"{', '.join(unfit)} cannot be left out: a block is a module with weights that gives one "
-                "tensor of the shape it takes, and that nobody asks for more."
+                "tensor of the shape it takes, and of which its owner reads nothing else. Name others."
             )
         if len(found) < settings.remove:
             raise PassRefusedError(
@@ -136,7 +136,7 @@ def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = (
     """Modules with weights that give a tensor of the shape they take, none inside another.
 
     Unless named, a block has two layers or more, and a stack of blocks of one class is not a block itself.
-    Without any of them the model runs.
+    What its owner looks into beside calling it, as `nn.TransformerEncoder` does into its first layer, stays.
 
     Args:
         model: Where to look.
@@ -174,18 +174,15 @@ def skippable_blocks(model: TorchModel, split: Split, among: tuple[str, ...] = (
     found = [name for name in modules if name in fits.keys() - misfits]
     if not among:
         found = [name for name in found if not _is_stack(name, found, modules)]
-    blocks = {name: fits[name] for name in _outermost(found)}
-    return {
-        name: wrapped for name, wrapped in blocks.items() if _runs(without(model, {name: wrapped}), split)
-    }
+    found = _outermost(found)
+    return {name: fits[name] for name in found if _runs_without(model, split, name, fits[name])}
 
 
-def _runs(model: TorchModel, split: Split) -> bool:
-    """Whether the model needs no more of what was left out than its output, such as its settings."""
+def _runs_without(model: TorchModel, split: Split, name: str, wrapped: bool) -> bool:
     try:
         with torch.no_grad():
-            model.module(*example_rows(model, split))
-    except Exception:  # it may be anything that the module says to what is missing
+            without(model, {name: wrapped}).module(*example_rows(model, split))
+    except Exception:  # whatever the owner's code says to a block that is none
         return False
     return True
 

@@ -81,7 +81,7 @@ def _scripted(module: nn.Module, signature: Signature) -> onnx.ModelProto:
         example_inputs(signature, module),
         file,  # type: ignore[arg-type] # torch's annotation leaves out what its older exporter takes
         dynamo=False,
-        dynamic_axes={spec.name: symbolic(spec) for spec in (*signature.inputs, *signature.outputs)},
+        dynamic_axes={spec.name: _symbolic(spec) for spec in (*signature.inputs, *signature.outputs)},
         input_names=[spec.name for spec in signature.inputs],
         output_names=[spec.name for spec in signature.outputs],
         opset_version=OPSET,
@@ -91,7 +91,7 @@ def _scripted(module: nn.Module, signature: Signature) -> onnx.ModelProto:
 
 def _has_free_steps(module: nn.Module, signature: Signature) -> bool:
     is_recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
-    return is_recurrent and any(symbolic(spec).keys() - {0} for spec in signature.inputs)
+    return is_recurrent and any(_symbolic(spec).keys() - {0} for spec in signature.inputs)
 
 
 def baked(module: nn.Module) -> nn.Module:
@@ -159,9 +159,9 @@ def _set_scales_apart(module: nn.Module) -> None:
 
 def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
     """Which axes of each input take any length, as `torch.export` wants to be told."""
-    dims = {axis: torch.export.Dim(axis) for spec in signature.inputs for axis in symbolic(spec).values()}
+    dims = {axis: torch.export.Dim(axis) for spec in signature.inputs for axis in _symbolic(spec).values()}
     return tuple(
-        {position: dims[axis] for position, axis in symbolic(spec).items()} for spec in signature.inputs
+        {position: dims[axis] for position, axis in _symbolic(spec).items()} for spec in signature.inputs
     )
 
 
@@ -198,8 +198,7 @@ def _check_tensor(kind: str, value: onnx.ValueInfoProto, spec: TensorSpec) -> No
         )
 
 
-def symbolic(spec: TensorSpec) -> dict[int, str]:
-    """Names of the axes that take any length, by position."""
+def _symbolic(spec: TensorSpec) -> dict[int, str]:
     return {position: axis for position, axis in enumerate(spec.shape) if isinstance(axis, str)}
 
 
@@ -208,7 +207,7 @@ def example_inputs(signature: Signature, module: nn.Module) -> tuple[Tensor, ...
 
     They are the shortest of `EXAMPLE_LENGTHS` that the module takes; the batch has the first.
     """
-    is_free = any(symbolic(spec).keys() - {0} for spec in signature.inputs)
+    is_free = any(_symbolic(spec).keys() - {0} for spec in signature.inputs)
     for length in EXAMPLE_LENGTHS if is_free else ():
         inputs = _ones(signature, module, length)
         if _takes(module, inputs):
@@ -227,7 +226,7 @@ def _takes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
 
 def _ones(signature: Signature, module: nn.Module, length: int) -> tuple[Tensor, ...]:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    axes = dict.fromkeys(axis for spec in signature.inputs for axis in symbolic(spec).values())
+    axes = dict.fromkeys(axis for spec in signature.inputs for axis in _symbolic(spec).values())
     # Two axes of one length would be taken for one and the same.
     lengths = {axis: length + index for index, axis in enumerate(axes)} | {"batch": EXAMPLE_LENGTHS[0]}
     return tuple(

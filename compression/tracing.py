@@ -11,9 +11,8 @@ from torch import Tensor, fx
 
 from compression.base import CompressionError
 from compression.chatter import quiet
-from compression.export import example_inputs, symbolic
+from compression.export import dynamic_shapes, example_inputs
 from compression.model import TorchModel
-from compression.signature import Signature
 
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
@@ -40,13 +39,15 @@ def traced(model: TorchModel) -> TorchModel:
         TracingError: The module cannot be traced.
     """
     module = copy.deepcopy(model.module).eval()
+    # An axis with a name could not be held to the length of a table that the module reads up to it.
+    free = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in dynamic_shapes(model.signature)]
     try:
         with warnings.catch_warnings(), quiet("torch.export", "torch"), torch.enable_grad():
             warnings.simplefilter("ignore")  # torch's own tracer calls what torch deprecates
             program = torch.export.export(
                 module,
                 example_inputs(model.signature, module),
-                dynamic_shapes=_free_axes(model.signature),
+                dynamic_shapes=tuple(free),
             ).run_decompositions({})
             inlined = program.module(check_guards=False)
     except Exception as error:
@@ -64,11 +65,6 @@ def traced(model: TorchModel) -> TorchModel:
     # Inputs come one by one, in order, and outputs leave as a tuple.
     inlined.graph.set_codegen(fx.graph.CodeGen())
     return TorchModel(settled(inlined), model.signature)
-
-
-def _free_axes(signature: Signature) -> tuple[dict[int, Any], ...]:
-    """Which axes of each input take any length, or any that the module's own tables hold."""
-    return tuple(dict.fromkeys(symbolic(spec), torch.export.Dim.DYNAMIC) for spec in signature.inputs)
 
 
 def settled(graph_module: fx.GraphModule) -> fx.GraphModule:
