@@ -153,10 +153,14 @@ def test_layers_have_numbers_of_their_own(reference: TorchModel, context: PassCo
 def test_values_are_counted_by_channel_where_these_have_a_scale_each() -> None:
     codes = np.random.default_rng(0).integers(0, 4, (8, 100)).astype(np.float32)
     scales = np.linspace(1, 2, 8, dtype=np.float32)
-    assert shared_values(codes) == 4
-    assert shared_values(codes * scales[:, None]) == 4
-    assert shared_values(codes.T * scales) == 4
-    assert shared_values(np.arange(800.0).reshape(8, 100)) == 8
+    assert shared_values(codes, 8) == 4
+    assert shared_values(codes * scales[:, None], 8) == 4
+    assert shared_values(codes.T * scales, 8) == 4
+
+
+def test_values_are_not_counted_along_another_axis_than_the_output_channels() -> None:
+    many = np.arange(800.0).reshape(8, 100)
+    assert shared_values(many, 8) == shared_values(many.T, 8) == 100
 
 
 def test_nothing_to_share_is_refused(context: PassContext) -> None:
