@@ -23,6 +23,9 @@ from compression.training import Report as Report
 
 Facts = dict[str, Any]
 
+# The number format of weights that are looked up, or expanded, as the graph is loaded.
+CODES = "codes"
+
 
 class CompressionError(Exception):
     """Compression went wrong in a way that the message explains."""
@@ -168,7 +171,9 @@ class Pass(ABC, Generic[S, In, Out]):
     The pipeline calls `requires`, `run`, `ensures` in this order, and `holds` on the finished artifact.
     The model given to `run` is never changed in place. A pass that `only_stores` decides how the finished
     graph lies on disk: answers stay what they are, and whatever wrote the graph anew after it would undo it.
-    One that `holds_weights` keeps some of them at zero or alike, whatever is learned after it.
+    One that `holds_weights` keeps some of them at zero or alike, whatever is learned after it; one that
+    `makes_zeros` has promised how many there are. Its `number_format` is what it stores weights in, an empty
+    string where they stay as they come.
     """
 
     name: ClassVar[str]
@@ -177,6 +182,8 @@ class Pass(ABC, Generic[S, In, Out]):
     gives: ClassVar[Form]
     only_stores: ClassVar[bool] = False
     holds_weights: ClassVar[bool] = False
+    makes_zeros: ClassVar[bool] = False
+    number_format: ClassVar[str] = ""
     settings_class: ClassVar[type[Settings]]
 
     def __init__(self, settings: S) -> None:

@@ -61,7 +61,8 @@ class Cluster(Pass[ClusterSettings, TorchModel, TorchModel]):
 
     Han, Mao and Dally 2016, "Deep Compression", section 3: k-means with linear initialization; the gradient
     of a shared value is the sum over its weights. Zeros of an earlier mask stay zero. What is gained is size,
-    where codes are stored (`huffman`), not time.
+    where codes are stored (`huffman`), not time. Integers with a scale per output channel keep so few values
+    in each channel, no longer in the whole layer.
     """
 
     name: ClassVar[str] = "cluster"
@@ -111,7 +112,8 @@ class Cluster(Pass[ClusterSettings, TorchModel, TorchModel]):
                 raise BrokenPromiseError(f"{name} has {values} values; {wanted} were asked for.")
             if shared[weights == 0].any():
                 raise BrokenPromiseError(f"zeros of {name} are no longer zero.")
-            layers[name] = {"weights": int(shared.size), "values": values, "outputs": len(shared)}
+            channels = shared.shape[1 if getattr(layer, "transposed", False) else 0]
+            layers[name] = {"weights": int(shared.size), "values": values, "channels": channels}
             squares += float(np.square(weights, dtype=np.float64).sum())
             error += float(np.square(weights - shared, dtype=np.float64).sum())
         if not layers:
@@ -128,7 +130,7 @@ class Cluster(Pass[ClusterSettings, TorchModel, TorchModel]):
         # The strictest first; each takes the tensor of its size that has fewest values.
         for name, layer in sorted(facts["layers"].items(), key=lambda item: int(item[1]["values"])):
             fitting = [i for i, each in enumerate(tensors) if each.size == layer["weights"]]
-            counts = {i: shared_values(tensors[i], layer["outputs"]) for i in fitting}
+            counts = {i: shared_values(tensors[i], layer["channels"]) for i in fitting}
             best = min(counts, key=counts.__getitem__, default=None)
             if best is None or counts[best] > layer["values"]:
                 found = "none of its size" if best is None else f"{counts[best]} of them"
@@ -224,19 +226,17 @@ def k_means(weights: Array, clusters: int) -> Array:
     return np.asarray(numbers)
 
 
-def shared_values(tensor: Array, outputs: int) -> int:
+def shared_values(tensor: Array, channels: int) -> int:
     """How many values a tensor has, or each of its output channels where that is fewer.
 
     Args:
-        tensor: The weights of a layer.
-        outputs: How many output channels it has: they lie first, or in a matrix that is multiplied from the
-            right last.
+        tensor: The weights of a layer as some graph stores them, perhaps transposed.
+        channels: How many output channels there are: axes of another length are not theirs.
     """
     counts = [len(np.unique(tensor))]
-    for axis in (0, 1) if tensor.ndim == 2 else (0,):
-        if tensor.shape[axis] == outputs:
-            channels = np.sort(np.moveaxis(tensor, axis, 0).reshape(outputs, -1), axis=1)
-            counts.append(int((channels[:, 1:] != channels[:, :-1]).sum(axis=1).max(initial=0)) + 1)
+    for axis in (index for index, length in enumerate(tensor.shape) if length == channels):
+        each = np.sort(np.moveaxis(tensor, axis, 0).reshape(channels, -1), axis=1)
+        counts.append(int((each[:, 1:] != each[:, :-1]).sum(axis=1).max(initial=0)) + 1)
     return min(counts)
 
 

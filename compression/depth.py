@@ -12,7 +12,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    AnyPass,
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    held_by,
+)
 from compression.channels import example_rows, multiply_accumulates, parameters_of
 from compression.data import Split
 from compression.finetuning import FineTuning, losses
@@ -67,6 +76,10 @@ class DepthPruning(Pass[DepthPruningSettings, TorchModel, TorchModel]):
     def __init__(self, settings: DepthPruningSettings) -> None:
         super().__init__(settings)
         self._judged: list[Facts] = []
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses to leave out layers whose weights are held."""
+        return held_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are more blocks than are to go, and labels to judge by."""

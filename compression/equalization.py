@@ -69,6 +69,7 @@ class DataFree(Pass[DataFreeSettings, TorchModel, OnnxModel]):
     version: ClassVar[int] = 2
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.ONNX
+    number_format: ClassVar[str] = "int8"
     settings_class: ClassVar[type[Settings]] = DataFreeSettings
 
     def requires(self, model: TorchModel, context: PassContext) -> None:

@@ -13,12 +13,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compression.base import (
+    AnyPass,
     BrokenPromiseError,
     Facts,
     Pass,
     PassContext,
     PassRefusedError,
     Settings,
+    held_by,
 )
 from compression.channels import multiply_accumulates, parameters_of
 from compression.finetuning import FineTuning
@@ -82,6 +84,10 @@ class LowRank(Pass[LowRankSettings, TorchModel, TorchModel]):
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = LowRankSettings
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses to split layers whose weights are held."""
+        return held_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that at least one layer is cheaper as a chain."""

@@ -60,6 +60,7 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
     version: ClassVar[int] = 1
     takes: ClassVar[Form] = Form.ONNX
     gives: ClassVar[Form] = Form.ONNX
+    number_format: ClassVar[str] = "int4"
     settings_class: ClassVar[type[Settings]] = Int4Settings
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:

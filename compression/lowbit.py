@@ -14,6 +14,8 @@ from pydantic import Field
 from torch import fx
 
 from compression.base import (
+    CODES,
+    AnyPass,
     BrokenPromiseError,
     Facts,
     Pass,
@@ -102,7 +104,14 @@ class _CodedWeights(Pass[S, TorchModel, OnnxModel]):
 
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.ONNX
+    number_format: ClassVar[str] = CODES
     has_zero: ClassVar[bool] = True
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses what was pruned where there is no zero."""
+        if self.has_zero or not before.makes_zeros:
+            return ""
+        return f"it has no zero for what {before.name} left of weights. Use pow2-weights"
 
     @property
     @abstractmethod

@@ -16,6 +16,8 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from pydantic import Field
 
 from compression.base import (
+    CODES,
+    AnyPass,
     BrokenPromiseError,
     Facts,
     Pass,
@@ -83,11 +85,18 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
     version: ClassVar[int] = 3
     takes: ClassVar[Form] = Form.ONNX
     gives: ClassVar[Form] = Form.ONNX
+    number_format: ClassVar[str] = "float16"
     settings_class: ClassVar[type[Settings]] = Float16Settings
 
     def __init__(self, settings: Float16Settings) -> None:
         super().__init__(settings)
         self._returned: list[str] = []
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses weights that are no float32; those that codes stand for are."""
+        if before.number_format in ("", CODES):
+            return ""
+        return f"weights are {before.number_format} then. Convert once, from float32"
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
         """Checks that there are float32 weights, none of them beyond float16's range."""

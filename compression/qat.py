@@ -67,6 +67,7 @@ class QuantizationAwareTraining(Pass[QatSettings, TorchModel, OnnxModel]):
     version: ClassVar[int] = 1
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.ONNX
+    number_format: ClassVar[str] = "int8"
     settings_class: ClassVar[type[Settings]] = QatSettings
 
     def requires(self, model: TorchModel, context: PassContext) -> None:

@@ -15,6 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from pydantic import Field
 
 from compression.base import (
+    AnyPass,
     BrokenPromiseError,
     Facts,
     Pass,
@@ -110,6 +111,13 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
 
     takes: ClassVar[Form] = Form.ONNX
     gives: ClassVar[Form] = Form.ONNX
+    number_format: ClassVar[str] = "int8"
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses weights in another number format; those that codes stand for would be stored in full."""
+        if not before.number_format:
+            return ""
+        return f"weights are {before.number_format} then. Quantize once, from float32"
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
         """Checks that the model can be quantized, is not yet, and that the excluded nodes exist."""

@@ -66,6 +66,7 @@ class UnstructuredPruning(Pass[UnstructuredPruningSettings, TorchModel, TorchMod
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     holds_weights: ClassVar[bool] = True
+    makes_zeros: ClassVar[bool] = True
     settings_class: ClassVar[type[Settings]] = UnstructuredPruningSettings
 
     def __init__(self, settings: UnstructuredPruningSettings) -> None:
@@ -156,6 +157,7 @@ class SemiStructuredPruning(Pass[SemiStructuredSettings, TorchModel, TorchModel]
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     holds_weights: ClassVar[bool] = True
+    makes_zeros: ClassVar[bool] = True
     settings_class: ClassVar[type[Settings]] = SemiStructuredSettings
 
     def requires(self, model: TorchModel, context: PassContext) -> None:

@@ -138,6 +138,15 @@ def test_progress_rises_from_zero_to_one_and_names_the_pass(
         ((step("prune-unstructured"), step("fuse")), Form.TORCH, "fuse cannot come after prune-unstructured"),
         ((step("prune-nm"), PRUNE), Form.TORCH, "prune-nm holds weights in their shape. Put it behind"),
         ((PRUNE, step("distill", student="small")), Form.TORCH, "small begins anew, without it"),
+        ((step("prune-unstructured"), step("low-rank")), Form.TORCH, "holds weights in their shape"),
+        ((step("cluster"), step("prune-depth")), Form.TORCH, "cluster holds weights in their shape"),
+        ((step("prune-nm"), step("binary-weights")), Form.TORCH, "has no zero for what prune-nm left"),
+        ((step("int8-static"), step("int8-dynamic")), Form.ONNX, "weights are int8 then"),
+        ((step("int4-weights"), step("int8-static")), Form.ONNX, "weights are int4 then"),
+        ((step("fp8-weights"), step("int8-static")), Form.TORCH, "weights are codes then. Quantize once"),
+        ((step("int8-qat"), step("fp16")), Form.TORCH, "weights are int8 then. Convert once"),
+        ((step("fp16"), step("fp16")), Form.ONNX, "weights are float16 then. Convert once"),
+        ((step("fp16"), step("int8-smoothquant")), Form.ONNX, "weights are float16 then. Quantize once"),
     ],
 )
 def test_an_order_that_cannot_work_is_refused_up_front(
@@ -145,6 +154,24 @@ def test_an_order_that_cannot_work_is_refused_up_front(
 ) -> None:
     with pytest.raises(RecipeError, match=says):
         check(recipe(*steps), source)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("prune-structured", "prune-unstructured", "int8-qat"),
+        ("prune-nm", "int8-qat"),
+        ("cluster", "int8-static"),
+        ("cluster", "binary-weights"),
+        ("prune-unstructured", "cluster", "huffman"),
+        ("prune-depth", "low-rank", "prune-structured", "int8-static"),
+        ("prune-unstructured", "fp8-weights", "fp16"),
+        ("int8-static", "int4-weights"),
+        ("binary-weights", "int4-weights"),
+    ],
+)
+def test_orders_that_can_work_are_not_refused(names: tuple[str, ...]) -> None:
+    check(recipe(*(step(name) for name in names)), Form.TORCH)
 
 
 def test_nothing_runs_when_the_order_cannot_work(reference: TorchModel, context: PassContext) -> None:
@@ -176,9 +203,9 @@ def test_a_failure_names_what_went_before_and_keeps_its_cause(
 
 
 def test_a_refusal_stays_a_refusal(artifact: OnnxModel, context: PassContext) -> None:
-    says = "int8-dynamic was refused after int8-static: the model is quantized already"
+    says = "int4-weights was refused after int8-static: the model has no MatMul or Gemm with stored float32"
     with pytest.raises(RecipeRefusedError, match=says):
-        compress(recipe(step("int8-static"), step("int8-dynamic")), artifact, context)
+        compress(recipe(step("int8-static"), step("int4-weights")), artifact, context)
 
 
 def test_a_step_that_a_later_one_undoes_is_caught_on_the_finished_artifact(
