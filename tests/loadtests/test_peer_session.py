@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
+from variants.runtime import ENGINES
+
+WHY_NO_OPENVINO = ENGINES["onnxruntime-openvino"].why_missing()
 SESSIONS = """
 import sys
 import numpy as np
@@ -19,6 +23,7 @@ for precision in ("f32", "f32"):
 """
 
 
+@pytest.mark.skipif(WHY_NO_OPENVINO is not None, reason=WHY_NO_OPENVINO or "")
 def test_a_process_may_open_several_models_on_openvino(tmp_path: Path) -> None:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "tried", ends[:1], ends[1:])
