@@ -356,15 +356,15 @@ def test_a_recipe_that_cannot_work_says_why_and_the_rest_publishes(empty: Homes)
     ended = mipgate(empty, "build", f"{SPECS}:TINY", "--jobs", "2", status=1)
     assert "tiny: 2 built, 0 cached, 2 not built" in ended.stderr
     assert "backwards failed" in ended.stderr
-    fp32, fp16, twice, backwards = shown(empty, "tiny")
+    fp32, fp16, again, backwards = shown(empty, "tiny")
     for built in (fp32, fp16):
         assert built["status"] in ("serving", "dominated")
         assert built["life"] == "released"
-    assert (twice["status"], twice["life"], twice["artifact"]) == ("skipped", "candidate", None)
-    assert "int8-dynamic was refused after int8-dynamic" in twice["reason"]
+    assert (again["status"], again["life"], again["artifact"]) == ("skipped", "candidate", None)
+    assert "int4-weights was refused after int8-dynamic" in again["reason"]
     assert (backwards["status"], backwards["artifact"]) == ("failed", None)
     assert "takes a torch module, but after fp16" in backwards["reason"]
-    for unbuilt in (twice, backwards):  # the table says so too
+    for unbuilt in (again, backwards):  # the table says so too
         assert f"{unbuilt['name']}: {unbuilt['reason']}" in ended.stdout
     # Another reference of the same model: it is released already, so what is new waits.
     mipgate(empty, "build", f"{SPECS}:RETRAINED", "--quiet")

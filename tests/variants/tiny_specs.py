@@ -51,7 +51,7 @@ TINY = ModelSpec(
     recipes=(
         Recipe(name="fp32"),
         Recipe(name="fp16", steps=(step("fp16"),)),
-        Recipe(name="int8-twice", steps=(step("int8-dynamic"), step("int8-dynamic"))),
+        Recipe(name="int8-then-int4", steps=(step("int8-dynamic"), step("int4-weights"))),
         Recipe(name="backwards", steps=(step("fp16"), step("prune-structured"))),
     ),
 )
