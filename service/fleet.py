@@ -85,7 +85,7 @@ class Fleet:
                     if name in self._unloaded:
                         self._drop(name)
                     elif self._is_outdated(name):
-                        self.load(name)
+                        self._load_newest(name)
                 except (CatalogError, DocumentError) as error:
                     log.error("model %s is not loaded: %s", name, error)
                 except Exception:
@@ -105,25 +105,32 @@ class Fleet:
         golden rows otherwise than when its quality was measured, or whose quality was held against another
         reference, other rows or by another metric. Waits for whatever else is loaded now.
 
+        What was unloaded, here or by another worker, is loaded again.
+
         Raises:
             CatalogError: It is not registered, or its card is damaged.
             DocumentError: Its card cannot be read.
         """
         with self._changing:
-            self._seen[name] = self._catalog.card_tag(name)
-            try:
-                model = self._prepared(name)
-            except (CatalogError, DocumentError):
-                raise  # until it has another card
-            except Exception:
-                del self._seen[name]
-                raise
-            self._failed.pop(name, None)
-            self._metrics.expect(name, (tier.name for tier in model.card.spec.tiers))
-            self._leave(name)
-            self.models = self.models | {name: model}  # anew: the event loop may be at it
+            model = self._load_newest(name)
             self._unloaded.discard(name)
-            self.generation += 1
+        return model
+
+    def _load_newest(self, name: str) -> LoadedModel:
+        """Loads a model unless its card is at fault; who unloads it meanwhile is heeded by the next look."""
+        self._seen[name] = self._catalog.card_tag(name)
+        try:
+            model = self._prepared(name)
+        except (CatalogError, DocumentError):
+            raise  # until it has another card
+        except Exception:
+            del self._seen[name]
+            raise
+        self._failed.pop(name, None)
+        self._metrics.expect(name, (tier.name for tier in model.card.spec.tiers))
+        self._leave(name)
+        self.models = self.models | {name: model}  # anew: the event loop may be at it
+        self.generation += 1
         log.info("%s serves %s", name, ", ".join(model.versions) or "nothing")
         return model
 

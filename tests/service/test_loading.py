@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from service.errors import NotFoundError
 from service.fleet import Fleet
 from service.metrics import Metrics
+from service.workers.unloading import Unloaded
 from tests.variants.handmade import HOST, card, entry
 from variants.card import Card
 from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
@@ -51,7 +52,7 @@ def fleet(catalog: Slow) -> Fleet:
     return Fleet(catalog, HOST, Metrics(CollectorRegistry()), 32)
 
 
-def during_a_load(fleet: Fleet, catalog: Slow, act: Callable[[], object]) -> None:
+def during(load: Callable[[], object], catalog: Slow, act: Callable[[], object]) -> None:
     """Has another thread act in the middle of a load."""
     inside, other = threading.Event(), threading.Thread(target=act)
 
@@ -62,7 +63,7 @@ def during_a_load(fleet: Fleet, catalog: Slow, act: Callable[[], object]) -> Non
             other.join(0.2)  # long enough for what would not wait
 
     catalog.meanwhile = meanwhile
-    fleet.load("m")
+    load()
     other.join(SOON_S)
     assert not other.is_alive()
 
@@ -72,7 +73,7 @@ def test_a_load_that_took_long_does_not_take_the_place_of_a_newer_one(fleet: Fle
         catalog.change("m", lambda newest: newest.with_life(entry("int8").id, Life.RETIRED))
         fleet.load("m")
 
-    during_a_load(fleet, catalog, retire)
+    during(lambda: fleet.load("m"), catalog, retire)
     assert fleet.models["m"].card.find("int8").life is Life.RETIRED
     assert catalog.read == 2
     fleet.load_all()
@@ -81,11 +82,26 @@ def test_a_load_that_took_long_does_not_take_the_place_of_a_newer_one(fleet: Fle
 
 def test_what_is_unloaded_while_it_loads_is_unloaded(fleet: Fleet, catalog: Slow) -> None:
     fleet.load("m")
-    during_a_load(fleet, catalog, lambda: fleet.unload("m"))
+    during(lambda: fleet.load("m"), catalog, lambda: fleet.unload("m"))
     fleet.load_all()
     assert fleet.models == {}
     with pytest.raises(NotFoundError, match="not loaded"):
         fleet.unload("m")
+
+
+def test_what_another_worker_unloads_during_a_load_stays_unloaded(catalog: Slow, tmp_path: Path) -> None:
+    unloaded = Unloaded(tmp_path / "unloaded")
+    first, starting = (
+        Fleet(catalog, HOST, Metrics(CollectorRegistry()), 32, unloaded=unloaded) for _ in range(2)
+    )
+    first.load_all()
+    during(starting.load_all, catalog, lambda: first.unload("m"))
+    first.load_all()
+    starting.load_all()
+    assert (first.models, starting.models) == ({}, {})
+    starting.load("m")
+    first.load_all()
+    assert list(first.models) == list(starting.models) == ["m"]
 
 
 def test_a_passing_fault_is_told_once_and_the_load_tried_again(
