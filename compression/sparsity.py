@@ -12,7 +12,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    AnyPass,
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    held_by,
+)
 from compression.finetuning import FineTuning, GradualFineTuning
 from compression.inspection import nonzero_parameters, parameters
 from compression.layer_weights import LayerWeight, layer_weights
@@ -72,6 +81,10 @@ class UnstructuredPruning(Pass[UnstructuredPruningSettings, TorchModel, TorchMod
     def __init__(self, settings: UnstructuredPruningSettings) -> None:
         super().__init__(settings)
         self._rounds: list[Facts] = []
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses weights that share values: zeros would be one more."""
+        return "" if before.makes_zeros else held_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are weights to prune, and what teaches and judges the others."""
@@ -159,6 +172,10 @@ class SemiStructuredPruning(Pass[SemiStructuredSettings, TorchModel, TorchModel]
     holds_weights: ClassVar[bool] = True
     makes_zeros: ClassVar[bool] = True
     settings_class: ClassVar[type[Settings]] = SemiStructuredSettings
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses weights that share values: zeros would be one more."""
+        return "" if before.makes_zeros else held_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that a layer has input channels in multiples of M, and what teaches it."""

@@ -140,6 +140,8 @@ def test_progress_rises_from_zero_to_one_and_names_the_pass(
         ((PRUNE, step("distill", student="small")), Form.TORCH, "small begins anew, without it"),
         ((step("prune-unstructured"), step("low-rank")), Form.TORCH, "holds weights in their shape"),
         ((step("cluster"), step("prune-depth")), Form.TORCH, "cluster holds weights in their shape"),
+        ((step("cluster"), step("prune-nm")), Form.TORCH, "cluster holds weights in their shape"),
+        ((step("cluster"), step("prune-unstructured")), Form.TORCH, "cluster holds weights in their shape"),
         ((step("prune-nm"), step("binary-weights")), Form.TORCH, "has no zero for what prune-nm left"),
         ((step("int8-static"), step("int8-dynamic")), Form.ONNX, "weights are int8 then"),
         ((step("int4-weights"), step("int8-static")), Form.ONNX, "weights are int4 then"),
