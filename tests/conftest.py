@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, settings
 
 # Before anything imports BentoML: it reads its home once.
 _KEPT = os.environ.get("MIPGATE_TESTS_HOMES")
-_HOMES = Path(_KEPT or tempfile.mkdtemp(prefix="mipgate-tests-"))
+_ONE_OF_SEVERAL = os.environ.get("PYTEST_XDIST_WORKER", "")
+_HOMES = Path(_KEPT, _ONE_OF_SEVERAL) if _KEPT else Path(tempfile.mkdtemp(prefix="mipgate-tests-"))
 os.environ["BENTOML_HOME"] = str(_HOMES / "bentoml")
 os.environ["MIPGATE_HOME"] = str(_HOMES / "mipgate")
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
