@@ -73,18 +73,24 @@ class Fleet:
         """Names of all models of the catalog, loaded or not."""
         return self._catalog.models()
 
+    def known(self) -> list[str]:
+        """Names of all models of the catalog, and of those that are served although they were deleted."""
+        return sorted({*self.registered(), *self.models})
+
     def load_all(self) -> None:
         """Loads every registered model whose newest card was not looked at yet; unloaded ones serve no more.
 
         One that cannot be loaded is logged and left out; whatever it serves already, it serves on. It is
-        tried again when it has another card, or soon where the card was not at fault.
+        tried again when it has another card, or soon where the card was not at fault. One that was deleted
+        is served until it is unloaded.
         """
-        for name in self._catalog.models():
+        registered = self.registered()
+        for name in self.known():
             with self._changing:  # others may have loaded or unloaded it meanwhile
                 try:
                     if name in self._unloaded:
                         self._drop(name)
-                    elif self._is_outdated(name):
+                    elif name in registered and self._is_outdated(name):
                         self._load_newest(name)
                 except (CatalogError, DocumentError) as error:
                     log.error("model %s is not loaded: %s", name, error)

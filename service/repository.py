@@ -124,7 +124,7 @@ class Repository:
         if not isinstance(only_ready, bool):
             raise BadRequestError('"ready" is no boolean. Send {"ready": true} or an empty body.')
         entries = []
-        for name in self._fleet.registered():
+        for name in self._fleet.known():
             model = self._fleet.models.get(name)
             if model is None:
                 entries.append(_entry(name, "", "UNAVAILABLE", "unloaded"))
@@ -139,9 +139,10 @@ class Repository:
             raise ConflictError(
                 "this gateway serves a Bento, whose variants are fixed. Serve a new one: `mipgate bento`."
             )
-        if name not in self._fleet.registered():
-            known = ", ".join(self._fleet.registered()) or "none"
-            raise NotFoundError(f'no model "{name[:80]}" is registered; there are: {known}. Build it first.')
+        known = self._fleet.registered() if verb == "load" else self._fleet.known()
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise NotFoundError(f'no model "{name[:80]}" is registered; there are: {there}. Build it first.')
         started = perf_counter()
         async with self._loading:
             if verb == "unload":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from service.errors import NotFoundError
 from service.fleet import Fleet
 from service.metrics import Metrics
+from service.repository import Repository
 from service.workers.unloading import Unloaded
 from tests.variants.handmade import HOST, card, entry
 from variants.card import Card
@@ -102,6 +105,21 @@ def test_what_another_worker_unloads_during_a_load_stays_unloaded(catalog: Slow,
     starting.load("m")
     first.load_all()
     assert list(first.models) == list(starting.models) == ["m"]
+
+
+def test_a_deleted_model_is_served_until_some_worker_unloads_it(catalog: Slow, tmp_path: Path) -> None:
+    unloaded = Unloaded(tmp_path / "unloaded")
+    here, there = (
+        Fleet(catalog, HOST, Metrics(CollectorRegistry()), 32, unloaded=unloaded) for _ in range(2)
+    )
+    here.load_all()
+    there.load_all()
+    shutil.rmtree(catalog.root / "m")
+    there.load_all()
+    assert (there.registered(), there.known(), list(there.models)) == ([], ["m"], ["m"])
+    answer = asyncio.run(Repository(here).answer({"method": "POST"}, "v2/repository/models/m/unload", b""))
+    there.load_all()
+    assert (answer, here.models, there.models, there.known()) == ({}, {}, {}, [])
 
 
 def test_a_passing_fault_is_told_once_and_the_load_tried_again(
