@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
+
+# One of several processes that test at once (pytest-xdist) has a core for itself, as if there were no other.
+ALL_CORES = sorted(os.sched_getaffinity(0))
+_NUMBER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+if _NUMBER:
+    os.sched_setaffinity(0, {ALL_CORES[int(_NUMBER) % len(ALL_CORES)]})
 
 # Before anything imports BentoML: it reads its home once.
 _KEPT = os.environ.get("MIPGATE_TESTS_HOMES")
-_ONE_OF_SEVERAL = os.environ.get("PYTEST_XDIST_WORKER", "")
-_HOMES = Path(_KEPT, _ONE_OF_SEVERAL) if _KEPT else Path(tempfile.mkdtemp(prefix="mipgate-tests-"))
+_HOMES = Path(_KEPT, _NUMBER) if _KEPT else Path(tempfile.mkdtemp(prefix="mipgate-tests-"))
 os.environ["BENTOML_HOME"] = str(_HOMES / "bentoml")
 os.environ["MIPGATE_HOME"] = str(_HOMES / "mipgate")
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
@@ -51,8 +57,21 @@ def _homes() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def digits() -> Catalog:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     """The catalog with the digits model in it, built with the real recipes."""
+    if not _NUMBER:
+        return _built()
+    shared = tmp_path_factory.getbasetemp().parent / "digits"
+    with FileLock(f"{shared}.lock"):
+        if shared.is_dir():  # another process built it
+            shutil.copytree(shared, _HOMES, dirs_exist_ok=True)
+            return Catalog()
+        catalog = _built()
+        shutil.copytree(_HOMES, shared)
+        return catalog
+
+
+def _built() -> Catalog:
     from variants.build import build
     from variants.progress import Lines
 
