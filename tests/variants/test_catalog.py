@@ -283,6 +283,8 @@ def test_rm_deletes_what_has_no_traffic_and_nothing_else(homes: Homes) -> None:
     assert len(listed(homes)) == 8
     mipgate(homes, "retire", "digits/fp16", "--url", NOBODY)
     mipgate(homes, "rm", "digits/fp16")
+    python(homes, "catalog.change('digits', lambda c: c.with_life(c.find('pruned').id, Life.CANDIDATE))")
+    assert "is a candidate, which a rollout" in mipgate(homes, "rm", "digits/pruned", status=1).stderr
     mipgate(homes, "rm", "digits/pruned", "--force")
     assert set(shown(homes)) == {"fp32", "int8-dynamic", "int8-static", "distilled", "pruned-distilled-int8"}
     names = {tag.partition(":")[0] for tag in listed(homes)}

@@ -9,10 +9,12 @@ from variants.cli.target import find_variant
 from variants.registration import registered, remove_registration
 from variants.variant import Life
 
+_IN_USE = {Life.RELEASED: "released", Life.CANDIDATE: "a candidate, which a rollout may be comparing"}
+
 
 @click.command(name="rm")
 @click.argument("name", metavar="MODEL[/VARIANT]")
-@click.option("--force", is_flag=True, help="Delete what is released too.")
+@click.option("--force", is_flag=True, help="Delete what is released or a candidate too.")
 def command(name: str, force: bool) -> None:
     """Delete a variant and its profiles, or a model with all of them and what `add` keeps of it.
 
@@ -46,7 +48,9 @@ def _remove_variant(name: str, force: bool) -> None:
     others = [e for e in card.entries if e.id.recipe == card.spec.reference and e.id != variant]
     if variant.recipe == card.spec.reference and not others and len(card.entries) > 1:
         raise click.ClickException(f"{variant} is the reference of the others. Delete those first.")
-    if entry.life is Life.RELEASED and not force:
-        raise click.ClickException(f"{variant} is released. Run `mipgate retire {name}`, or add --force.")
+    if entry.life in _IN_USE and entry.failure is None and not force:
+        raise click.ClickException(
+            f"{variant} is {_IN_USE[entry.life]}. Run `mipgate retire {name}`, or add --force."
+        )
     catalog.forget(variant)
     click.echo(f"{variant} is deleted.")
