@@ -34,7 +34,7 @@ types: install
 	$(BIN)/mypy
 
 test: lint types  ## Lint, types and tests.
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(BUILDING)
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(BUILDING)
 	$(BIN)/pytest tests $(BUILDING:%=--ignore=%)
 
 format: install  ## Format the code and mend what can be mended.
