@@ -84,7 +84,7 @@ class UnstructuredPruning(Pass[UnstructuredPruningSettings, TorchModel, TorchMod
 
     def refused_after(self, before: AnyPass) -> str:
         """Refuses weights that share values: zeros would be one more."""
-        return "" if before.makes_zeros else held_by(before)
+        return _shared_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are weights to prune, and what teaches and judges the others."""
@@ -175,7 +175,7 @@ class SemiStructuredPruning(Pass[SemiStructuredSettings, TorchModel, TorchModel]
 
     def refused_after(self, before: AnyPass) -> str:
         """Refuses weights that share values: zeros would be one more."""
-        return "" if before.makes_zeros else held_by(before)
+        return _shared_by(before)
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that a layer has input channels in multiples of M, and what teaches it."""
@@ -218,6 +218,11 @@ class SemiStructuredPruning(Pass[SemiStructuredSettings, TorchModel, TorchModel]
                 f"{found} layers of the artifact have {n} of {m} weights; pruning left "
                 f"{len(facts['patterned'])}. A later step filled them: let it come first, or leave it out."
             )
+
+
+def _shared_by(before: AnyPass) -> str:
+    """What both say of a pass that holds weights at shared values, not at zero."""
+    return "" if before.makes_zeros else held_by(before)
 
 
 def masked_layers(module: nn.Module, ignore: tuple[str, ...]) -> dict[str, nn.Module]:
