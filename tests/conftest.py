@@ -44,6 +44,18 @@ class Homes:
     bentoml: Path
     mipgate: Path
 
+    @classmethod
+    def under(cls, folder: Path) -> "Homes":
+        """Two homes in a folder, which a command makes as it needs them."""
+        return cls(folder / "bentoml", folder / "mipgate")
+
+    @classmethod
+    def copied(cls, folder: Path) -> "Homes":
+        """A copy of the session's homes."""
+        shutil.copytree(_HOMES / "bentoml", folder / "bentoml")
+        shutil.copytree(_HOMES / "mipgate", folder / "mipgate")
+        return cls.under(folder)
+
     @property
     def environment(self) -> dict[str, str]:
         return os.environ | {"BENTOML_HOME": str(self.bentoml), "MIPGATE_HOME": str(self.mipgate)}
@@ -84,7 +96,10 @@ def _built() -> Catalog:
 @pytest.fixture
 def homes(digits: Catalog, tmp_path: Path) -> Homes:
     """A copy of the built store."""
-    copy = Homes(tmp_path / "bentoml", tmp_path / "mipgate")
-    shutil.copytree(_HOMES / "bentoml", copy.bentoml)
-    shutil.copytree(_HOMES / "mipgate", copy.mipgate)
-    return copy
+    return Homes.copied(tmp_path)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Homes:
+    """Homes in which nothing was built."""
+    return Homes.under(tmp_path)

@@ -2,13 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.commands import MIPGATE
 from tests.conftest import Homes
 from tests.gateway import running
-
-MIPGATE = str(Path(sys.executable).with_name("mipgate"))
 
 
 def test_compare_measures_every_tier_and_variant_and_writes_the_report(homes: Homes, tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ import pytest
 from sqlalchemy import text
 
 from service.state.database import Database
+from tests.commands import MIPGATE
 from tests.conftest import ROOT, Homes
 from tests.gateway import Gateway, digit, request, running
 from variants.catalog import SAMPLES_FILE, Catalog
 from variants.samples import read_split
 
-MIPGATE = str(Path(sys.executable).with_name("mipgate"))
 ZEROS = np.zeros(64, np.float32)
 # These tests are about faults, not about deadlines: a busy machine must not fail them.
 PATIENT = {"max_latency_ms": 60_000.0}
@@ -160,8 +160,7 @@ def test_a_damaged_artifact_is_refused_and_the_others_serve(homes: Homes) -> Non
             time.sleep(0.2)
 
 
-def test_serving_an_empty_store_says_which_command_to_run(tmp_path: Path) -> None:
-    empty = Homes(tmp_path / "bentoml", tmp_path / "mipgate")
+def test_serving_an_empty_store_says_which_command_to_run(empty: Homes) -> None:
     done = subprocess.run(
         [MIPGATE, "serve"], capture_output=True, text=True, env=empty.environment, check=False
     )

@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from compression.data import Split
+from tests.commands import said
 from tests.conftest import Homes
 from tests.gateway import Gateway, request, running
 from variants.catalog import SAMPLES_FILE, Catalog
@@ -29,7 +27,7 @@ VARIANTS = ("fp32", "fp16", "int8-dynamic", "int8-static", "pruned", "distilled"
 @pytest.fixture(scope="module")
 def store(digits: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Homes:
     folder = tmp_path_factory.mktemp("serving")
-    copy = Homes(folder / "bentoml", folder / "mipgate")
+    copy = Homes.under(folder)
     copy.mipgate.mkdir()
     shutil.copytree(digits.root.parent, copy.bentoml)
     return copy
@@ -48,8 +46,7 @@ def samples(digits: Catalog) -> Split:
 
 @pytest.fixture(scope="module")
 def shown(store: Homes) -> dict[str, object]:
-    command = [str(Path(sys.executable).with_name("mipgate")), "show", "digits", "--json"]
-    document: dict[str, object] = json.loads(subprocess.check_output(command, env=store.environment))
+    document: dict[str, object] = said(store, "show", "digits")
     return document
 
 
@@ -285,7 +282,7 @@ def test_every_documented_operation_survives_schemathesis(gateway: Gateway) -> N
 
 
 def _never_a_server_error(cases: SearchStrategy[schemathesis.Case]) -> None:
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(case=cases)
     def check(case: schemathesis.Case) -> None:
         response = case.call(timeout=30)

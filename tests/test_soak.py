@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from compression.data import Split
+from tests.commands import said
 from tests.conftest import Homes
 from tests.gateway import Gateway, request, running
 from variants.catalog import SAMPLES_FILE, Catalog
@@ -81,9 +79,7 @@ def samples(digits: Catalog) -> Split:
 @pytest.fixture
 def expected(digits: Catalog, homes: Homes, samples: Split) -> Expected:
     """What each variant says to each row, by a session of this process on the runtime that serves it."""
-    command = [str(Path(sys.executable).with_name("mipgate")), "show", "digits", "--json"]
-    shown = json.loads(subprocess.run(command, env=homes.environment, check=True, capture_output=True).stdout)
-    return expected_of(digits, shown, samples)
+    return expected_of(digits, said(homes, "show", "digits"), samples)
 
 
 def expected_of(digits: Catalog, shown: Mapping[str, Any], samples: Split) -> Expected:

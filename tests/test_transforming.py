@@ -2,10 +2,7 @@
 
 import base64
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,7 +10,8 @@ import pytest
 import schemathesis
 import tritonclient.http as triton
 
-from tests.conftest import ROOT, Homes
+from tests.commands import mipgate
+from tests.conftest import Homes
 from tests.gateway import Gateway, running
 from tests.variants.test_transforms import NOON, plain, values
 
@@ -23,12 +21,10 @@ SPECS = "tests.variants.transform_specs"
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("transforming")
-    homes = Homes(folder / "bentoml", folder / "mipgate")
+    homes = Homes.under(folder)
     homes.mipgate.mkdir()
-    mipgate = str(Path(sys.executable).with_name("mipgate"))
     for name in ("TEXT", "PICTURE"):
-        command = [mipgate, "build", f"{SPECS}:{name}", "--quiet"]
-        subprocess.run(command, env=homes.environment, cwd=ROOT, check=True)
+        mipgate(homes, "build", f"{SPECS}:{name}", "--quiet")
     with running(homes, MIPGATE_FEEDBACK="all") as gateway:
         yield gateway
 

@@ -1,6 +1,5 @@
 """A real Chromium on a real gateway that asks for a key."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -22,7 +21,6 @@ from tests.debian import program
 from tests.gateway import Gateway, running
 from tests.rollouts.conftest import ARMS
 from variants.catalog import Catalog
-from variants.home import mipgate_home
 
 KEY = "an-admin-key-of-the-console-tests"
 PATIENCE_MS = 15_000
@@ -46,10 +44,7 @@ class Console:
 
 @pytest.fixture(scope="module")
 def gateway(digits: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("console")
-    homes = Homes(folder / "bentoml", folder / "mipgate")
-    shutil.copytree(mipgate_home().parent / "bentoml", homes.bentoml)
-    shutil.copytree(mipgate_home(), homes.mipgate)
+    homes = Homes.copied(tmp_path_factory.mktemp("console"))
     with running(homes, MIPGATE_ADMIN_KEY=KEY, MIPGATE_REQUIRE_KEYS="never") as started:
         yield started
 

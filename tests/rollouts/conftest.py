@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 
 from compression.signature import Array
+from tests.commands import MIPGATE
 from tests.conftest import ROOT, Homes
 from tests.gateway import Gateway, request
 from tests.service.state.conftest import outage, postgres, url
@@ -53,7 +53,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def mipgate(gateway: Gateway, homes: Homes, *arguments: str, status: int = 0) -> str:
-    command = [str(Path(sys.executable).with_name("mipgate")), *arguments, "--url", gateway.url]
+    command = [MIPGATE, *arguments, "--url", gateway.url]
     ended = subprocess.run(command, env=homes.environment, capture_output=True, text=True, check=False)
     assert ended.returncode == status, (ended.stdout, ended.stderr)
     return ended.stdout + ended.stderr

@@ -1,6 +1,5 @@
 """What an operator or caller is refused, each with its own clear answer that names the field."""
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +12,6 @@ from tests.conftest import Homes
 from tests.gateway import Gateway, request, running
 from tests.rollouts.conftest import ARMS, PATIENT, Operator, wait_for
 from variants.catalog import Catalog
-from variants.home import mipgate_home
 
 ROW = np.zeros(64, np.float32)
 CANARY = ARMS | {"kind": "canary", "guards": ["errors<=1%"]}
@@ -23,11 +21,7 @@ BANDIT = ARMS | {"kind": "bandit"}
 
 @pytest.fixture(scope="module")
 def gateway(digits: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("homes")
-    copy = Homes(folder / "bentoml", folder / "mipgate")
-    shutil.copytree(digits.root.parent, copy.bentoml)
-    shutil.copytree(mipgate_home(), copy.mipgate)
-    with running(copy, workers=2) as started:
+    with running(Homes.copied(tmp_path_factory.mktemp("homes")), workers=2) as started:
         yield started
 
 

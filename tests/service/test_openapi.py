@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compression.signature import Signature, TensorSpec
@@ -224,7 +224,7 @@ def test_answers_and_metadata_fit_their_schemas() -> None:
 @given(
     st.sampled_from(list(DATATYPES.values())), st.lists(st.sampled_from(["batch", "axis", 1, 3]), max_size=3)
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 def test_any_signature_has_a_valid_document_and_example(dtype: str, axes: list[str | int]) -> None:
     spec = TensorSpec("x", dtype, tuple(axes))
     model = DocumentedModel("m", Signature((spec,), (spec,)), ("fp32",), ("fast",))

@@ -20,6 +20,7 @@ from compression.model import OnnxModel
 from compression.pipeline import compress
 from compression.signature import Array
 from compression.training import Training
+from tests.commands import mipgate, said
 from tests.compression.foreign_graphs import (
     ROWS,
     TAKEN,
@@ -34,7 +35,6 @@ from tests.compression.foreign_graphs import (
     value,
 )
 from tests.conftest import Homes
-from tests.variants.test_build import mipgate, shown
 from variants.build_worker import quality_of
 from variants.registering import add
 from variants.registration import AddJob, RegistrationError, folder_of, registered
@@ -319,22 +319,20 @@ def test_a_nameless_array_is_refused(home: Path) -> None:
 # ---- the command line
 
 
-def test_add_builds_and_serves_what_it_was_given(tmp_path: Path) -> None:
-    homes = Homes(tmp_path / "bentoml", tmp_path / "mipgate")
+def test_add_builds_and_serves_what_it_was_given(empty: Homes, tmp_path: Path) -> None:
     wanted = job(tmp_path, quantized())
-    ended = mipgate(homes, "add", wanted.source, "--data", str(wanted.data), "--name", "ready", "--jobs", "2")
+    ended = mipgate(empty, "add", wanted.source, "--data", str(wanted.data), "--name", "ready", "--jobs", "2")
     assert "ready is registered: 60 different rows without labels, judged by agreement" in ended.stderr
-    statuses = {variant["name"]: variant["status"] for variant in shown(homes, "ready")}
+    statuses = {variant["name"]: variant["status"] for variant in said(empty, "show", "ready")["variants"]}
     assert statuses == {"fp32": "serving"} | dict.fromkeys(EXPECTED["qdq"].keys() - {"fp32"}, "skipped")
     assert "fp16: recipe fp16: fp16 was refused: the model is quantized already" in ended.stdout
-    again = mipgate(homes, "build", "ready", "--quiet")
+    again = mipgate(empty, "build", "ready", "--quiet")
     assert "ready: 0 built, 1 cached, 7 not built" in again.stderr
 
 
-def test_a_file_that_is_none_ends_with_a_sentence(tmp_path: Path) -> None:
-    homes = Homes(tmp_path / "bentoml", tmp_path / "mipgate")
+def test_a_file_that_is_none_ends_with_a_sentence(empty: Homes, tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"junk" * 100)
     np.savez(tmp_path / "rows.npz", x=X)
-    ended = mipgate(homes, "add", str(tmp_path / "junk.onnx"), "--data", str(tmp_path / "rows.npz"), status=1)
+    ended = mipgate(empty, "add", str(tmp_path / "junk.onnx"), "--data", str(tmp_path / "rows.npz"), status=1)
     assert "Error: junk.onnx" in ended.stderr
     assert "Traceback" not in ended.stderr

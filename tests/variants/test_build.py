@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
-from compression.data import Split
 from compression.signature import Signature, TensorSpec
+from tests.commands import MIPGATE, mipgate, said
 from tests.conftest import ROOT, Homes
 from tests.variants.handmade import SPEC, entry
-from variants.assessment import Standing, assess_model, tier_choice
 from variants.build import BuildError, _require_same_requests
 from variants.card import Card
-from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
-from variants.host import this_host
-from variants.runtime import open_session, reference_runtime
-from variants.samples import read_golden, read_split
 from variants.serving_spec import transform
-from variants.variant import Life, Status
-
-if TYPE_CHECKING:
-    import onnx
+from variants.variant import Life
 
 SPECS = "tests.variants.tiny_specs"
 VARIANTS = (
@@ -41,158 +30,6 @@ VARIANTS = (
     "distilled",
     "pruned-distilled-int8",
 )
-MIPGATE = (sys.executable, "-c", "from variants.cli.main import main; main()")
-
-
-def mipgate(homes: Homes, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    ended = subprocess.run(
-        [*MIPGATE, *arguments], env=homes.environment, cwd=ROOT, capture_output=True, text=True
-    )
-    assert ended.returncode == status, ended.stderr
-    return ended
-
-
-def shown(homes: Homes, model: str) -> list[dict[str, Any]]:
-    variants: list[dict[str, Any]] = json.loads(mipgate(homes, "show", model, "--json").stdout)["variants"]
-    return variants
-
-
-@pytest.fixture
-def empty(tmp_path: Path) -> Homes:
-    return Homes(tmp_path / "bentoml", tmp_path / "mipgate")
-
-
-# ---- digits
-
-
-@pytest.fixture(scope="module")
-def standings(digits: Catalog) -> dict[str, Standing]:
-    _, found = assess_model(digits, "digits", this_host())
-    return {standing.entry.id.recipe: standing for standing in found}
-
-
-def graph(standing: Standing) -> onnx.ModelProto:
-    import onnx
-
-    assert standing.stored is not None
-    return onnx.load_model(standing.stored.model_path)
-
-
-def weights(standing: Standing) -> dict[str, int]:
-    """How many numbers the file stores in each format, biases and scalars left out."""
-    from onnx import numpy_helper
-
-    count: dict[str, int] = {}
-    for tensor in graph(standing).graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.ndim > 1:
-            count[array.dtype.name] = count.get(array.dtype.name, 0) + array.size
-    return count
-
-
-def channels(standing: Standing) -> list[int]:
-    """Output channels of each convolution, as the file has them."""
-    model = graph(standing)
-    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
-    return [shapes[node.input[1]][0] for node in model.graph.node if node.op_type == "Conv"]
-
-
-def operators(standing: Standing) -> set[str]:
-    return {node.op_type for node in graph(standing).graph.node}
-
-
-def test_digits_has_its_variants_released_and_none_refused(standings: dict[str, Standing]) -> None:
-    assert set(standings) == set(VARIANTS)
-    assert {s.entry.life for s in standings.values()} == {Life.RELEASED}
-    assert {s.status for s in standings.values()} <= {Status.SERVING, Status.DOMINATED}
-    for standing in standings.values():
-        assert (standing.status is Status.DOMINATED) == bool(standing.reason)
-        assert standing.profile is not None
-        assert standing.stored is not None
-        assert standing.stored.scorecard.bytes == standing.stored.model_path.stat().st_size
-    assert tier_choice(standings.values(), 0.99) is not None
-    assert tier_choice(standings.values(), 0.97) is not None
-
-
-def test_every_step_left_a_fact_that_it_established(standings: dict[str, Standing]) -> None:
-    for standing in standings.values():
-        assert standing.stored is not None
-        *facts, parity = standing.stored.scorecard.invariants
-        ran = [step["pass"] for step in standing.entry.steps]
-        assert [fact["pass"] for fact in facts] == (ran or ["training"])  # the reference: how it was trained
-        assert all(fact["facts"] for fact in facts)
-        assert parity["check"] == "parity"
-
-
-def _digests(split: Split) -> set[str]:
-    return {hashlib.sha256(row.tobytes()).hexdigest() for row in split.inputs["image"]}
-
-
-def test_no_row_stands_in_two_splits(digits: Catalog) -> None:
-    from variants.zoo.digits import SPEC
-
-    splits = dict(SPEC.splits().items())
-    digests = {name: _digests(split) for name, split in splits.items()}
-    assert [len(split) for split in splits.values()] == [957, 120, 360, 360]
-    assert len(set().union(*digests.values())) == sum(map(len, digests.values()))
-    published = {
-        "test": read_split(digits.card_file("digits", SAMPLES_FILE)),
-        "validation": read_split(digits.card_file("digits", VALIDATION_FILE)),
-    }
-    for name, split in published.items():
-        assert _digests(split) == digests[name]
-        assert split.labels is not None
-        assert np.array_equal(split.labels, splits[name].labels)
-
-
-def test_the_reference_is_right_on_975_of_1000_test_rows(
-    digits: Catalog, standings: dict[str, Standing]
-) -> None:
-    standing = standings["fp32"]
-    samples = read_split(digits.card_file("digits", SAMPLES_FILE))
-    assert standing.stored is not None
-    assert standing.profile is not None
-    session = open_session(standing.stored.model_path, reference_runtime(this_host()))
-    (logits,) = session.run(samples.inputs)
-    right = float((logits.argmax(axis=1) == samples.labels).mean())
-    assert right >= 0.975
-    assert standing.profile.quality.test.value == pytest.approx(right)
-
-
-def test_golden_rows_are_answered_as_where_they_were_built(standings: dict[str, Standing]) -> None:
-    for standing in standings.values():
-        assert standing.stored is not None
-        inputs, outputs = read_golden(standing.stored.golden_path)
-        session = open_session(standing.stored.model_path, reference_runtime(this_host()))
-        for name, array in session.run_named(inputs).items():
-            assert array == pytest.approx(outputs[name], abs=1e-3)
-
-
-def test_int8_graphs_compute_on_integers_and_store_them(standings: dict[str, Standing]) -> None:
-    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= operators(standings["int8-dynamic"])
-    for name in ("int8-static", "pruned-distilled-int8"):
-        static = operators(standings[name])
-        assert {"QuantizeLinear", "DequantizeLinear"} <= static or "QLinearConv" in static
-        stored = weights(standings[name])
-        assert stored.get("int8", 0) + stored.get("uint8", 0) > 0.9 * sum(stored.values())
-    assert weights(standings["int8-dynamic"]).get("int8", 0) > 1000
-    assert set(weights(standings["fp32"])) == {"float32"}
-    halves = weights(standings["fp16"])
-    assert halves["float16"] > 0.9 * sum(halves.values())
-
-
-def test_pruned_and_distilled_graphs_have_fewer_channels(standings: dict[str, Standing]) -> None:
-    full = channels(standings["fp32"])
-    assert len(full) == 3
-    for name in ("pruned", "distilled"):
-        assert all(fewer < many for fewer, many in zip(channels(standings[name]), full, strict=True))
-        assert sum(weights(standings[name]).values()) < 0.5 * sum(weights(standings["fp32"]).values())
-
-
-def test_compressed_files_are_smaller(standings: dict[str, Standing]) -> None:
-    sizes = {name: s.stored.scorecard.bytes for name, s in standings.items() if s.stored}
-    assert all(sizes[name] < sizes["fp32"] for name in VARIANTS[1:])
-    assert sizes["pruned-distilled-int8"] < sizes["pruned"]
 
 
 def test_a_second_build_finds_everything_and_publishes_no_card(homes: Homes) -> None:
@@ -338,25 +175,11 @@ def test_what_a_build_measured_and_could_not_publish_is_not_measured_again(empty
     assert ended.returncode == 0, ended.stderr
 
 
-def test_the_same_seed_builds_the_same_bytes_elsewhere(empty: Homes, standings: dict[str, Standing]) -> None:
-    """Trained anew from nothing, and one variant of it quantized."""
-    ended = mipgate(empty, "build", "digits", "--recipe", "int8-static", "--quiet", "--jobs", "2")
-    assert "digits: 2 built, 0 cached, 0 not built" in ended.stderr
-    for variant in shown(empty, "digits"):
-        first = standings[variant["name"]]
-        assert first.stored is not None
-        assert variant["build"] == first.entry.id.build
-        assert Path(variant["artifact"]["path"]).read_bytes() == first.stored.model_path.read_bytes()
-
-
-# ---- failures
-
-
 def test_a_recipe_that_cannot_work_says_why_and_the_rest_publishes(empty: Homes) -> None:
     ended = mipgate(empty, "build", f"{SPECS}:TINY", "--jobs", "2", status=1)
     assert "tiny: 2 built, 0 cached, 2 not built" in ended.stderr
     assert "backwards failed" in ended.stderr
-    fp32, fp16, again, backwards = shown(empty, "tiny")
+    fp32, fp16, again, backwards = said(empty, "show", "tiny")["variants"]
     for built in (fp32, fp16):
         assert built["status"] in ("serving", "dominated")
         assert built["life"] == "released"
@@ -368,15 +191,16 @@ def test_a_recipe_that_cannot_work_says_why_and_the_rest_publishes(empty: Homes)
         assert f"{unbuilt['name']}: {unbuilt['reason']}" in ended.stdout
     # Another reference of the same model: it is released already, so what is new waits.
     mipgate(empty, "build", f"{SPECS}:RETRAINED", "--quiet")
-    new = [v for v in shown(empty, "tiny") if v["build"] not in (fp32["build"], fp16["build"])]
+    variants = said(empty, "show", "tiny")["variants"]
+    new = [v for v in variants if v["build"] not in (fp32["build"], fp16["build"])]
     lives = {(v["name"], v["life"]) for v in new if v["status"] not in ("skipped", "failed")}
     assert lives == {("fp32", "candidate"), ("fp16", "candidate")}
-    still = {v["build"]: v["life"] for v in shown(empty, "tiny")}
+    still = {v["build"]: v["life"] for v in said(empty, "show", "tiny")["variants"]}
     assert still[fp32["build"]] == still[fp16["build"]] == "released"
 
 
 def test_a_killed_worker_costs_its_variant_and_no_other(empty: Homes) -> None:
-    command = [*MIPGATE, "build", f"{SPECS}:ENDLESS", "--jobs", "2", "--quiet"]
+    command = [MIPGATE, "build", f"{SPECS}:ENDLESS", "--jobs", "2", "--quiet"]
     with subprocess.Popen(
         command, env=empty.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
     ) as builder:
@@ -388,7 +212,7 @@ def test_a_killed_worker_costs_its_variant_and_no_other(empty: Homes) -> None:
         told = builder.stderr.read()
     assert builder.returncode == 1
     assert "tiny: 2 built, 0 cached, 1 not built" in told
-    fp32, fp16, endless = shown(empty, "tiny")
+    fp32, fp16, endless = said(empty, "show", "tiny")["variants"]
     assert {fp32["status"], fp16["status"]} <= {"serving", "dominated"}
     assert endless["status"] == "failed"
     assert "the process was killed" in endless["reason"]
@@ -437,9 +261,6 @@ def test_a_named_order_that_cannot_work_costs_no_training(empty: Homes, tmp_path
     ended = mipgate(empty, "build", f"{SPECS}:TINY", "--recipe-file", str(recipe), status=1)
     assert "prune-structured takes a torch module, but after int8-dynamic" in ended.stderr
     assert not list(empty.mipgate.glob("references/*.safetensors"))
-
-
-# ---- what released variants read
 
 
 @pytest.mark.parametrize(

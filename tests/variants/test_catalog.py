@@ -14,25 +14,13 @@ from typing import Any
 
 import pytest
 
+from tests.commands import mipgate, run, said
 from tests.conftest import ROOT, Homes
 from variants.catalog import Catalog, ModelNotFoundError
 
 NOBODY = "http://127.0.0.1:9"  # no gateway answers there
 VICTIM = "int8-dynamic"
 Damage = Callable[[Path], object]
-
-
-def run(homes: Homes, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], env=homes.environment, cwd=ROOT, capture_output=True, text=True
-    )
-
-
-def mipgate(homes: Homes, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    ended = run(homes, "-c", "from variants.cli.main import main; main()", *arguments)
-    assert ended.returncode == status, ended.stderr
-    assert "Traceback" not in ended.stderr
-    return ended
 
 
 def python(homes: Homes, code: str) -> str:
@@ -42,20 +30,19 @@ def python(homes: Homes, code: str) -> str:
         "from variants import document\nfrom variants.card import *\nfrom variants.catalog import *\n"
         "from variants.variant import *\ncatalog = Catalog()\ncard = catalog.card('digits')\n"
     )
-    ended = run(homes, "-c", preamble + code)
+    ended = run(homes, sys.executable, "-c", preamble + code)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 
 def shown(homes: Homes) -> dict[str, dict[str, Any]]:
     """The variants of digits by name, as `mipgate show` tells."""
-    document = json.loads(mipgate(homes, "show", "digits", "--json").stdout)
-    return {variant["name"]: variant for variant in document["variants"]}
+    return {variant["name"]: variant for variant in said(homes, "show", "digits")["variants"]}
 
 
 def listed(homes: Homes) -> list[str]:
     """Tags that BentoML's own command line lists."""
-    ended = run(homes, "-m", "bentoml", "models", "list", "-o", "json")
+    ended = run(homes, sys.executable, "-m", "bentoml", "models", "list", "-o", "json")
     assert ended.returncode == 0, ended.stderr
     return [model["tag"] for model in json.loads(ended.stdout)]
 
@@ -171,8 +158,9 @@ def test_a_process_killed_while_it_publishes_leaves_nothing(homes: Homes) -> Non
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "copy('0' * 12, Deadly)\n"
     )
-    ended = run(homes, "-c", f"from dataclasses import replace\nfrom variants.catalog import *\n"
-                f"catalog = Catalog()\ncard = catalog.card('digits')\n{COPY}{killed}")  # fmt: skip
+    code = "from dataclasses import replace\nfrom variants.catalog import *\ncatalog = Catalog()\n"
+    code += f"card = catalog.card('digits')\n{COPY}{killed}"
+    ended = run(homes, sys.executable, "-c", code)
     assert ended.returncode == -9
     assert listed(homes) == before
     assert len(shown(homes)) == 7
@@ -261,9 +249,9 @@ def test_a_change_that_changes_nothing_publishes_nothing(homes: Homes) -> None:
 
 def test_retiring_and_releasing_moves_a_variant_out_of_traffic_and_back(homes: Homes) -> None:
     assert shown(homes)["fp16"]["life"] == "released"
-    said = mipgate(homes, "retire", "digits/fp16", "--url", NOBODY)
-    assert "is retired." in said.stdout
-    assert f"no gateway answers at {NOBODY}" in said.stderr
+    ended = mipgate(homes, "retire", "digits/fp16", "--url", NOBODY)
+    assert "is retired." in ended.stdout
+    assert f"no gateway answers at {NOBODY}" in ended.stderr
     after = shown(homes)
     assert after["fp16"]["life"] == "retired"
     assert {variant["life"] for name, variant in after.items() if name != "fp16"} == {"released"}
@@ -305,13 +293,13 @@ def test_gc_keeps_what_a_bento_refers_to_and_deletes_old_cards(homes: Homes) -> 
     assert f"is packed in {bento}. Delete the Bento first: `bentoml delete {bento}`." in refused
     python(homes, "catalog.change('digits', lambda card: card.without(card.find('fp16').id))")
     before = cards(homes)
-    deleted = json.loads(mipgate(homes, "gc", "--json").stdout)["deleted"]
+    deleted = said(homes, "gc")["deleted"]
     kept = cards(homes)
     assert kept == sorted({packed, *before[-3:]})
     assert sorted(deleted) == [f"digits:{card}" for card in before if card not in kept]
     assert folder(homes, "fp16").is_dir()
     assert "fp16" not in shown(homes)
-    assert json.loads(mipgate(homes, "gc", "--json").stdout)["deleted"] == []
+    assert said(homes, "gc")["deleted"] == []
     # Without the Bento nothing keeps the first card, and only later what it alone named.
-    assert run(homes, "-m", "bentoml", "delete", bento, "--yes").returncode == 0
-    assert json.loads(mipgate(homes, "gc", "--json").stdout)["deleted"][0] == f"digits:{packed}"
+    assert run(homes, sys.executable, "-m", "bentoml", "delete", bento, "--yes").returncode == 0
+    assert said(homes, "gc")["deleted"][0] == f"digits:{packed}"

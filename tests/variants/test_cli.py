@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from tests.commands import DONE, FAILED, USAGE, mipgate, said
 from tests.compression.foreign_graphs import X, plain
 from tests.conftest import ROOT, Homes
 from variants.catalog import Catalog
@@ -21,27 +20,6 @@ from variants.host import this_host
 from variants.runtime import ENGINES
 
 NOBODY = "http://127.0.0.1:9"  # no gateway answers there
-DONE, FAILED, USAGE = 0, 1, 2
-
-
-def mipgate(homes: Homes, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from variants.cli.main import main; main()", *arguments]
-    ended = subprocess.run(command, env=homes.environment, cwd=ROOT, capture_output=True, text=True)
-    assert "Traceback" not in ended.stderr
-    return ended
-
-
-def said(homes: Homes, *arguments: str) -> Any:
-    ended = mipgate(homes, *arguments)
-    assert ended.returncode == DONE, ended.stderr
-    return json.loads(ended.stdout)
-
-
-@pytest.fixture
-def empty(tmp_path: Path) -> Homes:
-    return Homes(tmp_path / "bentoml", tmp_path / "mipgate")
-
-
 # ---- help
 
 
@@ -60,7 +38,6 @@ def test_every_verb_helps_with_an_example_of_itself(verb: str) -> None:
 
 def test_the_command_alone_lists_its_verbs(empty: Homes) -> None:
     helped = mipgate(empty, "--help")
-    assert helped.returncode == DONE
     assert "Example: mipgate" in helped.stdout
     for verb, purpose in VERBS.items():
         assert f"  {verb} " in helped.stdout
@@ -86,9 +63,7 @@ def test_helping_needs_nothing_that_only_building_has(empty: Homes) -> None:
     ids=" ".join,
 )  # fmt: skip
 def test_what_is_no_command_ends_with_2(empty: Homes, arguments: tuple[str, ...]) -> None:
-    ended = mipgate(empty, *arguments)
-    assert ended.returncode == USAGE
-    assert "Usage: " in ended.stderr
+    assert "Usage: " in mipgate(empty, *arguments, status=USAGE).stderr
 
 
 # ---- an empty store
@@ -96,18 +71,15 @@ def test_what_is_no_command_ends_with_2(empty: Homes, arguments: tuple[str, ...]
 
 def test_an_empty_store_says_what_to_run(empty: Homes) -> None:
     listed = mipgate(empty, "list")
-    assert listed.returncode == DONE
     assert "Run `mipgate build digits`" in listed.stdout
-    assert said(empty, "list", "--json") == []
-    assert said(empty, "gc", "--json")["deleted"] == []
+    assert said(empty, "list") == []
+    assert said(empty, "gc")["deleted"] == []
     for arguments in (("serve",), ("bento",), ("show", "digits"), ("profile", "digits")):
-        ended = mipgate(empty, *arguments)
-        assert ended.returncode == FAILED, arguments
-        assert "Run `mipgate build digits`" in ended.stderr
+        assert "Run `mipgate build digits`" in mipgate(empty, *arguments, status=FAILED).stderr
 
 
 def test_the_doctor_examines_a_bare_host(empty: Homes) -> None:
-    findings = said(empty, "doctor", "--json")
+    findings = said(empty, "doctor")
     host = this_host()
     assert findings["host"]["fingerprint"] == host.fingerprint
     assert (findings["host"]["cpu"], findings["host"]["cores"]) == (host.cpu, host.cores)
@@ -131,17 +103,17 @@ def test_the_doctor_examines_a_bare_host(empty: Homes) -> None:
 
 
 def test_tables_have_a_document_for_machines(homes: Homes) -> None:
-    document = said(homes, "show", "digits", "--json")
-    assert said(homes, "list", "--json") == said(homes, "list", "digits", "--json") == [document]
-    assert said(homes, "doctor", "--json")["store"]["models"] == ["digits"]
-    assert said(homes, "gc", "--json")["deleted"] == []
+    document = said(homes, "show", "digits")
+    assert said(homes, "list") == said(homes, "list", "digits") == [document]
+    assert said(homes, "doctor")["store"]["models"] == ["digits"]
+    assert said(homes, "gc")["deleted"] == []
     static = next(v for v in document["variants"] if v["name"] == "int8-static")
-    assert said(homes, "show", "digits/int8-static", "--json") == static
-    assert said(homes, "show", f"digits/int8-static@{static['build']}", "--json") == static
+    assert said(homes, "show", "digits/int8-static") == static
+    assert said(homes, "show", f"digits/int8-static@{static['build']}") == static
 
 
 def test_the_tables_say_what_the_document_says(homes: Homes) -> None:
-    document = said(homes, "show", "digits", "--json")
+    document = said(homes, "show", "digits")
     table = mipgate(homes, "show", "digits").stdout
     assert mipgate(homes, "list", "digits").stdout == table
     for variant in document["variants"]:
@@ -177,8 +149,7 @@ def test_the_tables_say_what_the_document_says(homes: Homes) -> None:
 def test_what_cannot_be_done_ends_with_1_and_says_what_there_is(
     homes: Homes, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
-    ended = mipgate(homes, *arguments)
-    assert ended.returncode == FAILED
+    ended = mipgate(homes, *arguments, status=FAILED)
     assert ended.stderr.startswith("Error: ")
     for word in words:
         assert word in ended.stderr
@@ -192,26 +163,23 @@ def test_a_model_goes_with_all_that_is_kept_of_it(homes: Homes, tmp_path: Path) 
     assert "registered, not built: `mipgate build mine`" in mipgate(homes, "list").stdout
     assert mipgate(homes, "rm", "mine").stdout == "mine is deleted.\n"
     assert "mine" not in mipgate(homes, "list").stdout
-    refused = mipgate(homes, "rm", "digits")
-    assert refused.returncode == FAILED
+    refused = mipgate(homes, "rm", "digits", status=FAILED)
     assert "variants of digits are released. Run `mipgate retire digits/VARIANT`" in refused.stderr
-    assert mipgate(homes, "rm", "digits", "--force").returncode == 0
+    mipgate(homes, "rm", "digits", "--force")
     assert "no models are registered" in mipgate(homes, "list").stdout
     assert not [*(homes.bentoml / "models").glob("digits*/*/model.onnx")]
-    assert "names no variant" in mipgate(homes, "rm", "digits").stderr
+    assert "names no variant" in mipgate(homes, "rm", "digits", status=FAILED).stderr
 
 
 def test_one_variant_is_measured_again_and_no_other(homes: Homes) -> None:
-    before = said(homes, "show", "digits", "--json")
-    after = said(homes, "profile", "digits/pruned", "--json")
+    before = said(homes, "show", "digits")
+    after = said(homes, "profile", "digits/pruned")
     for old, new in zip(before["variants"], after["variants"], strict=True):
         taken = [[profile["taken"] for profile in variant["profiles"]] for variant in (old, new)]
         assert (taken[0] == taken[1]) == (old["name"] != "pruned"), old["name"]
-    refused = mipgate(homes, "profile", "digits/pruned", "--url", NOBODY)
-    assert refused.returncode == USAGE
+    refused = mipgate(homes, "profile", "digits/pruned", "--url", NOBODY, status=USAGE)
     assert "a gateway measures whole models" in refused.stderr
-    unknown = mipgate(homes, "profile", "digits/int9")
-    assert unknown.returncode == FAILED
+    unknown = mipgate(homes, "profile", "digits/int9", status=FAILED)
     assert 'no variant "int9"' in unknown.stderr
 
 

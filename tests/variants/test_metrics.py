@@ -18,7 +18,7 @@ from variants.metrics import (
     predicted_classes,
 )
 
-a_few = settings(max_examples=30, deadline=None)
+a_few = settings(max_examples=30)
 SEEDS = st.integers(0, 2**16)
 
 

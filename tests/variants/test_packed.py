@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from compression.pipeline import Compressed
 from compression.recipe import Recipe, step
 from compression.signature import Signature
 from compression.storage import save
+from tests.commands import mipgate, said
 from tests.conftest import ROOT, Homes
 from variants.build_worker import exported
 from variants.catalog import model_file
@@ -92,17 +92,9 @@ def test_a_packed_file_that_holds_no_graph_is_refused_by_name(tmp_path: Path) ->
         open_session(path, CPU)
 
 
-def test_a_packed_variant_is_built_profiled_and_shown_like_any_other(tmp_path: Path) -> None:
-    homes = Homes(tmp_path / "bentoml", tmp_path / "mipgate")
-
-    def mipgate(*arguments: str) -> str:
-        command = [sys.executable, "-c", "from variants.cli.main import main; main()", *arguments]
-        ended = subprocess.run(command, env=homes.environment, cwd=ROOT, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    mipgate("build", "tests.variants.tiny_specs:PACKED")
-    plain, small = json.loads(mipgate("show", "tiny", "--json"))["variants"]
+def test_a_packed_variant_is_built_profiled_and_shown_like_any_other(empty: Homes) -> None:
+    mipgate(empty, "build", "tests.variants.tiny_specs:PACKED")
+    plain, small = said(empty, "show", "tiny")["variants"]
     assert [Path(each["artifact"]["path"]).name for each in (plain, small)] == ["model.onnx", "model.mpk"]
     for each in (plain, small):
         path = Path(each["artifact"]["path"])

@@ -7,7 +7,7 @@ from math import comb, inf, nan
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,7 +18,7 @@ from variants.metrics import METRICS
 from variants.quality import Estimate, agreement, estimate, max_abs_error
 
 ACCURACY, MSE = METRICS["accuracy"], METRICS["mse"]
-a_few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+a_few = settings(max_examples=20)
 
 
 def answers(classes: Array | list[int], of: int = 3) -> dict[str, Array]:

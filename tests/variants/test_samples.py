@@ -18,7 +18,7 @@ from compression.signature import Array
 from variants.samples import read_golden, read_split, write_golden, write_split
 
 # Writing the same file again and again is what is meant.
-on_disk = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+on_disk = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
 NAMES = st.sampled_from(["x", "labels", "input:x", "image.0", "a/b", "file", "allow_pickle", "größe"])
 DTYPES = st.sampled_from(["float32", "float16", "int64", "uint8", "bool", "S5", "<U3"])

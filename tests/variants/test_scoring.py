@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import ROOT
+from tests.commands import mipgate
+from tests.conftest import Homes
 from variants.assessment import Standing, assess_model
 from variants.catalog import VALIDATION_FILE, Catalog
 from variants.details import compression_ratios
@@ -94,11 +92,7 @@ def test_golden_rows_are_answered_here_as_where_they_were_built(standings: dict[
             assert profile.golden_deviation < 0.01, name
 
 
-def test_one_variant_is_shown_with_all_of_it(digits: Catalog) -> None:
-    command = "from variants.cli.main import main; main()"
-    shown = subprocess.run(
-        [sys.executable, "-c", command, "show", "digits/int8-static"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+def test_one_variant_is_shown_with_all_of_it(homes: Homes) -> None:
+    shown = mipgate(homes, "show", "digits/int8-static").stdout
     for said in ("multiply-accumulates", "operations per byte", "worst layers", "training", "jitter"):
         assert said in shown

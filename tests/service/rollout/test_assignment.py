@@ -13,7 +13,7 @@ from service.rollout.assignment import assign, position, shadow_draw
 from service.rollout.rollout import Arm, Kind, Outcome, Phase, Rollout
 from tests.service.rollout.rollouts import rollout
 
-a_few = settings(max_examples=100, deadline=None)
+a_few = settings(max_examples=100)
 
 KEYS = st.text(min_size=1, max_size=256)
 WEIGHTS = st.floats(0, 100)

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from service.rollout.comparison import compare
 from service.rollout.evidence import UNBOUNDED, Comparisons
 
-a_few = settings(max_examples=50, deadline=None)
+a_few = settings(max_examples=50)
 
 SCORES = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], np.float32)
 FINITE = arrays(np.float32, (3, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32))

@@ -33,7 +33,7 @@ EVIDENCE = st.builds(
     st.builds(Feedback, COUNTS, SUMS, SUMS, SUMS),
 )
 
-a_few = settings(max_examples=50, deadline=None)
+a_few = settings(max_examples=50)
 
 
 @a_few

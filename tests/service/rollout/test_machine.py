@@ -18,7 +18,7 @@ from service.rollout.rollout import Kind, Observation, Outcome, Phase, Rollout, 
 from tests.service.rollout.rollouts import rollout, seen
 from tests.service.rollout.simulation import World, run_canary
 
-a_few = settings(max_examples=60, deadline=None)
+a_few = settings(max_examples=60)
 
 GUARDS = ("agreement>=0.99@95%,n=500", "errors<=1%")
 GOOD = seen(20_000, compared=(20_000, 19_990))

@@ -24,7 +24,7 @@ from service.rollout.sequences import (
 )
 from tests.service.rollout.simulation import World, is_decided, play
 
-a_few = settings(max_examples=50, deadline=None)
+a_few = settings(max_examples=50)
 
 SHARES = st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 ALPHAS = st.sampled_from([0.001, 0.05, 0.3])
