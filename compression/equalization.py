@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from pydantic import Field
 from torch import Tensor, nn
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.export import baked, example_inputs, export
 from compression.model import Form, OnnxModel, TorchModel
 from compression.moments import Spread, simple_product, spreads
@@ -66,7 +66,7 @@ class DataFree(Pass[DataFreeSettings, TorchModel, OnnxModel]):
     """
 
     name: ClassVar[str] = NAME
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.ONNX
     number_format: ClassVar[str] = "int8"
@@ -98,6 +98,12 @@ class DataFree(Pass[DataFreeSettings, TorchModel, OnnxModel]):
         free = [*excluded, *(node.name for node in graph.node if unknown.intersection(_rounded(node)))]
         made = quantized(ready, ranges, scheme, free)
         corrected = _correct_biases(graph, made.proto.graph, found) if settings.correct_bias else []
+        if (settings.equalize or settings.correct_bias) and not (equalized or corrected):
+            raise PassRefusedError(
+                "no layer can be equalized with its neighbour and no bias corrected: nothing is known of "
+                "what they read. Use int8-static, which reads calibration rows, or set equalize and "
+                "correct_bias to false."
+            )
         if corrected:
             made = quantized(ready, ranges, scheme, free)
         return noted(
@@ -111,14 +117,9 @@ class DataFree(Pass[DataFreeSettings, TorchModel, OnnxModel]):
         )
 
     def ensures(self, before: TorchModel, after: OnnxModel, context: PassContext) -> Facts:
-        """Checks for integer operators, and that some layer was equalized or corrected, if any was to be."""
+        """Checks for integer operators, and for the note of what was equalized and corrected."""
         size = sum(tensor.nbytes for tensor in before.module.state_dict().values())
         done = note(after, NAME)
-        settings = self.settings
-        if (settings.equalize or settings.correct_bias) and not (done["equalized"] or done["corrected"]):
-            raise BrokenPromiseError(
-                "no layer could be equalized and no bias corrected. Set equalize and correct_bias to false."
-            )
         return {**promised(after, size), **done}
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import erf, exp, inf, pi, sqrt
 
 import numpy as np
@@ -12,7 +13,24 @@ from onnx import numpy_helper
 
 from compression.signature import Array
 
+_ELEMENTWISE = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
 _FIXED = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
+# Functions of one value, of the operator's attributes as ONNX has them by default.
+_FUNCTIONS: dict[str, Callable[..., Array]] = {
+    "Elu": lambda x, alpha=1.0: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
+    "Erf": np.vectorize(erf, otypes=[np.float64]),
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: np.clip(alpha * x + beta, 0, 1),
+    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "LeakyRelu": lambda x, alpha=0.01: np.where(x > 0, x, alpha * x),
+    "Selu": lambda x, alpha=1.67326319, gamma=1.05070102: (
+        gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+    ),
+    "Sigmoid": lambda x: (1 + np.tanh(x / 2)) / 2,
+    "Softplus": lambda x: np.logaddexp(0, x),
+    "Tanh": np.tanh,
+}
+_POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
+_STEPS = 257  # between its limits, where a function is searched for its least and greatest value
 _SAME = {"Cast", "Identity", "Dropout", "AveragePool", "GlobalAveragePool", "ReduceMean"}
 _SHIFTED = {"MaxPool", "GlobalMaxPool", "ReduceMax"}
 _MOVED = {"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
@@ -73,6 +91,16 @@ class Spread:
         mean, deviation, low, high = (change(part) for part in parts)
         return Spread(mean, deviation, low, high, self.exact)
 
+    def through_function(self, function: Callable[[Array], Array]) -> Spread:
+        """After a function of each value, by Gauss-Hermite quadrature."""
+        ends = self.low[:, None], self.high[:, None]
+        drawn = function(np.clip(self.mean[:, None] + self.deviation[:, None] * _POINTS, *ends))
+        share = _WEIGHTS / _WEIGHTS.sum()
+        mean = drawn @ share
+        deviation = np.sqrt((drawn - mean[:, None]) ** 2 @ share)
+        reached = function(ends[0] + (ends[1] - ends[0]) * np.linspace(0, 1, _STEPS))
+        return Spread(mean, deviation, reached.min(1), reached.max(1), self.exact)
+
     def by_output(self, weight: Array, groups: int) -> Spread:
         """Of the inputs that each output of a product reads: parts of shape `(channels out, channels in)`."""
         ins, outs = weight.shape[1] * groups, len(weight) // groups
@@ -123,6 +151,53 @@ def _clipped_normal(mean: float, deviation: float, low: float, high: float) -> t
     return average, sqrt(max(square - average**2, 0.0))
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A function of another activation, value by value, as `x * sigmoid(x)` is of `x`.
+
+    Attributes:
+        root: The activation's name.
+        function: Of its values.
+    """
+
+    root: str
+    function: Callable[[Array], Array]
+
+
+class Derivations:
+    """What is a function of one activation, however many operators compute it."""
+
+    def __init__(self, stored: Mapping[str, Array]) -> None:
+        self._constants = {name: float(values.item()) for name, values in stored.items() if values.size == 1}
+        self._derived: dict[str, Derived] = {}
+
+    def note(self, node: onnx.NodeProto) -> Derived | None:
+        """Remembers what an operator derives from a single activation, and returns it."""
+        roots = {self._of(name).root for name in node.input if name not in self._constants}
+        applied = _function(node)
+        if applied is None or len(roots) != 1:
+            return None
+        parts = [self._values_of(name) for name in node.input]
+        derived = Derived(roots.pop(), lambda x: applied(*(part(x) for part in parts)))
+        self._derived[node.output[0]] = derived
+        return derived
+
+    def _of(self, name: str) -> Derived:
+        return self._derived.get(name, Derived(name, lambda x: x))
+
+    def _values_of(self, name: str) -> Callable[[Array], Array]:
+        value = self._constants.get(name)
+        return self._of(name).function if value is None else lambda x: np.full_like(x, value)
+
+
+def _function(node: onnx.NodeProto) -> Callable[..., Array] | None:
+    if node.op_type in _ELEMENTWISE:
+        return _ELEMENTWISE[node.op_type]
+    function = _FUNCTIONS.get(node.op_type)
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return None if function is None else partial(function, **given)
+
+
 def spreads(
     graph: onnx.GraphProto, known: Mapping[str, Spread], norms: Mapping[str, Spread], deviations: float
 ) -> dict[str, Spread]:
@@ -139,10 +214,15 @@ def spreads(
         value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.output)
     }
     found = dict(known)
+    derivations = Derivations(stored)
     for node in graph.node:
         name = node.output[0]
+        derived = derivations.note(node)
         if name in norms:
             found[name] = norms[name]
+            continue
+        if derived is not None and derived.root in found:
+            found[name] = found[derived.root].through_function(derived.function)
             continue
         reads = [found.get(each) for each in node.input]
         if not reads or reads[0] is None:
@@ -166,7 +246,7 @@ def _after(
     kind = node.op_type
     if kind in _FIXED:
         return Spread.between(*_FIXED[kind])
-    if kind in ("Add", "Sub", "Mul", "Div"):
+    if kind in _ELEMENTWISE:
         return _elementwise(node, reads, stored)
     if first is None:
         return None
@@ -240,10 +320,13 @@ def _elementwise(
         if np.any((right.low <= 0) & (right.high >= 0)):
             return None
         right = Spread(1 / right.mean, right.deviation, 1 / right.high, 1 / right.low, right.exact)
-    if right.deviation.any() and left.deviation.any():
-        return None
     corners = [low * high for low in (left.low, left.high) for high in (right.low, right.high)]
-    deviation = np.abs(left.deviation * right.mean) + np.abs(right.deviation * left.mean)
+    deviation = np.sqrt(
+        (left.deviation * right.mean) ** 2
+        + (right.deviation * left.mean) ** 2
+        + (left.deviation * right.deviation) ** 2
+    )
+    exact = exact and not (left.deviation.any() and right.deviation.any())  # they may depend on each other
     return Spread(left.mean * right.mean, deviation, np.min(corners, 0), np.max(corners, 0), exact)
 
 

@@ -19,11 +19,12 @@ from compression.export import export
 from compression.inference import infer
 from compression.inspection import quantized_operators
 from compression.model import OnnxModel, TorchModel
-from compression.moments import Spread
+from compression.moments import Spread, spreads
 from compression.qdq import prepared
 from compression.quantization import StaticInt8, StaticInt8Settings
 from compression.records import note
-from compression.signature import Array
+from compression.signature import Array, Signature, TensorSpec
+from compression.training import seeded
 from tests.compression.small_digits import DIGITS, accuracy
 
 Trained = tuple[TorchModel, PassContext]
@@ -50,6 +51,11 @@ def graph(residual: Trained) -> OnnxModel:
 def uneven(reference: TorchModel) -> TorchModel:
     """Has channels between the first two convolutions that differ a thousandfold."""
     return stretched(reference, 2, 4)
+
+
+def signature_of(width: int) -> Signature:
+    spec = TensorSpec("x", "float32", ("batch", width))
+    return Signature((spec,), (replace(spec, name="y"),))
 
 
 def stretched(reference: TorchModel, norm: int, following: int) -> TorchModel:
@@ -191,6 +197,59 @@ def test_clipped_moments_are_those_of_many_draws() -> None:
         spread = Spread.normal(np.array([mean]), np.array([deviation]), 6.0).clipped(low, high)
         assert spread.mean[0] == pytest.approx(values.mean(), abs=0.01)
         assert spread.deviation[0] == pytest.approx(values.std(), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [nn.ELU(0.7), nn.GELU(), nn.Hardsigmoid(), nn.Hardswish(), nn.LeakyReLU(0.2), nn.Mish(), nn.SELU(),
+     nn.SiLU(), nn.Sigmoid(), nn.Tanh()],
+    ids=lambda function: type(function).__name__,
+)  # fmt: skip
+def test_moments_behind_a_function_are_those_of_many_draws(function: nn.Module) -> None:
+    graph = prepared(export(TorchModel(nn.Sequential(function), signature_of(2)))).proto.graph
+    mean, deviation = np.array([0.3, -1.0]), np.array([1.0, 2.0])
+    known = Spread.normal(mean, deviation, 6.0)
+    spread = spreads(graph, {graph.input[0].name: known}, {}, 6.0)[graph.output[0].name]
+    draws = np.random.default_rng(0).normal(mean, deviation, (200_000, 2))
+    values = function(torch.from_numpy(draws)).numpy()
+    assert spread.exact
+    np.testing.assert_allclose(spread.mean, values.mean(0), atol=0.02)
+    np.testing.assert_allclose(spread.deviation, values.std(0), atol=0.02)
+    assert (spread.low <= values.min(0) + 1e-3).all()
+    assert (spread.high >= values.max(0) - 1e-3).all()
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation behind functions that no factor passes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), nn.Sigmoid())
+        self.second = nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.Hardswish())
+        self.last = nn.Linear(16, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.first(image.reshape(-1, 1, 8, 8))
+        return cast("torch.Tensor", self.last(self.second(x * self.gate(x)).mean((2, 3))))
+
+
+def test_gates_and_smooth_functions_have_ranges(context: PassContext) -> None:
+    with seeded(0):
+        model = TorchModel(Gated().eval(), DIGITS)
+    small = DataFree(DataFreeSettings(input_range=(0.0, 1.0))).run(model, without_data(context))
+    assert quantized_operators(small) == {"Conv": 3, "Gemm": 1}
+    assert len(note(small, "int8-data-free")["corrected"]) == 2  # behind SiLU, and behind Hardswish
+    assert distance(small, export(model), context) < 0.05
+
+
+def test_where_nothing_can_be_equalized_or_corrected_it_is_refused(context: PassContext) -> None:
+    module = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten())
+    model = TorchModel(
+        module.eval(), replace(DIGITS, outputs=(replace(DIGITS.outputs[0], shape=("batch", 288)),))
+    )
+    with pytest.raises(PassRefusedError, match="no layer can be equalized"):
+        FREE.run(model, without_data(context))
 
 
 def test_without_normalization_it_is_refused(context: PassContext) -> None:
