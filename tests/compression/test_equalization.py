@@ -19,11 +19,12 @@ from compression.export import export
 from compression.inference import infer
 from compression.inspection import quantized_operators
 from compression.model import OnnxModel, TorchModel
-from compression.moments import Spread, spreads
+from compression.moments import spreads
 from compression.qdq import prepared
 from compression.quantization import StaticInt8, StaticInt8Settings
 from compression.records import note
 from compression.signature import Array, Signature, TensorSpec
+from compression.spread import Spread
 from compression.training import seeded
 from tests.compression.small_digits import DIGITS, accuracy
 

@@ -21,15 +21,6 @@ from variants.serving_spec import transform
 from variants.variant import Life
 
 SPECS = "tests.variants.tiny_specs"
-VARIANTS = (
-    "fp32",
-    "fp16",
-    "int8-dynamic",
-    "int8-static",
-    "pruned",
-    "distilled",
-    "pruned-distilled-int8",
-)
 
 
 def test_a_second_build_finds_everything_and_publishes_no_card(homes: Homes) -> None:
