@@ -77,11 +77,13 @@ class Survey:
         groups: All channels that may go.
         layers: Multiply-accumulates, input and output channels of each layer.
         other: Multiply-accumulates outside layers, such as attention's.
+        whole: Layers that keep their width as the library, or the module, fails without a channel of theirs.
     """
 
     groups: tuple[ChannelGroup, ...]
     layers: Mapping[str, tuple[float, int, int]]
     other: float
+    whole: tuple[str, ...] = ()
 
     def macs(self, widths: Widths) -> float:
         """Multiply-accumulates for one row at these widths; groups that are not named keep theirs."""
@@ -150,20 +152,29 @@ def survey(model: TorchModel, split: Split, score: Score, ignore: Sequence[str] 
             "of it."
         ) from error
     groups = []
+    failures: dict[str, PassRefusedError] = {}
     for members in found:
         if not _may_go(graph, members, kept, shared):
             continue
-        with _following(names[members[0].dep.target.module]):
-            if (scores := score(members)) is not None:
-                groups.append(_described(graph, members, scores, names))
+        name = names[members[0].dep.target.module]
+        try:
+            with _following(name):
+                scores = score(members)
+        except PassRefusedError as error:
+            failures[name] = error
+            continue
+        if scores is not None:
+            groups.append(_described(graph, members, scores, names))
     if not groups:
+        if failures:
+            raise next(iter(failures.values()))
         raise PassRefusedError(
             "no layer may lose channels: all of them run to outputs, into attention heads, or through layers "
             "that share weights or are ignored. Ignore fewer, or use prune-unstructured."
         )
     layers = _layer_costs(module, examples, names)
     other = multiply_accumulates(model, split) - sum(macs for macs, _, _ in layers.values())
-    return Survey(tuple(groups), layers, other)
+    return Survey(tuple(groups), layers, other, tuple(failures))
 
 
 def narrowed(model: TorchModel, split: Split, groups: Sequence[ChannelGroup], widths: Widths) -> TorchModel:

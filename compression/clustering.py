@@ -16,9 +16,9 @@ from torch.nn.utils import parametrize
 
 from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
 from compression.codebook import expanded
-from compression.export import baked
 from compression.finetuning import FineTuning
 from compression.model import Form, OnnxModel, TorchModel
+from compression.rewriting import baked
 from compression.signature import Array
 
 _LINEAR = (nn.Linear,)

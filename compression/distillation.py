@@ -24,6 +24,7 @@ from compression.hints import Hinted, Pair, Watching, attention_loss, hint_loss,
 from compression.imitation import AGREEMENTS, imitation_of, teacher_objective, teacher_of
 from compression.losses import Batch, Outputs
 from compression.model import Form, OnnxModel, TorchModel
+from compression.rewriting import modernized
 from compression.stored_size import check_stored, stored_facts
 from compression.training import Objective, predict, seeded
 
@@ -192,7 +193,8 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
             return model
         chosen = {"width": self.settings.width} if self.settings.width else {}
         with seeded(context.seed):
-            return TorchModel(context.students[self.settings.student](**chosen), model.signature)
+            student = modernized(context.students[self.settings.student](**chosen))
+            return TorchModel(student, model.signature)
 
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
         """Checks that the student did not grow, changed, and agrees with its teacher more than by chance."""

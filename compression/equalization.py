@@ -16,12 +16,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compression.base import Facts, Pass, PassContext, PassRefusedError, Settings
-from compression.export import baked, example_inputs, export
+from compression.export import example_inputs, export
 from compression.model import Form, OnnxModel, TorchModel
 from compression.moments import simple_product, spreads
 from compression.qdq import OPERATORS, PRODUCTS, Scheme, drop_unread, prepared, quantized, touched
 from compression.quantization import QuantizationSettings, names_of, promised, still_promised
 from compression.records import note, noted
+from compression.rewriting import baked
 from compression.signature import Array, Signature
 from compression.spread import Spread
 

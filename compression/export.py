@@ -10,11 +10,11 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from compression.base import CompressionError
 from compression.chatter import quiet
 from compression.model import OnnxModel, TorchModel
+from compression.rewriting import baked, is_stored_as_is, open_bags, set_scales_apart
 from compression.signature import Signature, TensorSpec
 
 # The newest opset that the exporter writes without a version conversion; onnxruntime and OpenVINO take it.
@@ -22,8 +22,6 @@ OPSET = 18
 # An example of one row would make the exporter believe that the batch is always one. What takes no input so
 # short, a wide kernel or several poolings, is tried with longer ones.
 EXAMPLE_LENGTHS = (2, 32, 256, 4096)
-
-_NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class ExportError(CompressionError):
@@ -40,9 +38,9 @@ def export(model: TorchModel) -> OnnxModel:
         ExportError: The module cannot be traced, or its inputs and outputs are not the signature's.
     """
     module = copy.deepcopy(model.module).eval()
-    if any(_is_stored_as_is(part) for part in module.modules()):
-        _set_scales_apart(module)
-    module = baked(module)
+    if any(is_stored_as_is(part) for part in module.modules()):
+        set_scales_apart(module)
+    open_bags(baked(module))
     signature = model.signature
     write = _scripted if _has_free_steps(module, signature) else _traced
     try:
@@ -92,69 +90,6 @@ def _scripted(module: nn.Module, signature: Signature) -> onnx.ModelProto:
 def _has_free_steps(module: nn.Module, signature: Signature) -> bool:
     is_recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
     return is_recurrent and any(_symbolic(spec).keys() - {0} for spec in signature.inputs)
-
-
-def baked(module: nn.Module) -> nn.Module:
-    """The module with its parametrizations (masks, shared values) turned into plain weights, in place."""
-    for part in list(module.modules()):
-        if parametrize.is_parametrized(part):
-            _bake(part)
-    return module
-
-
-def _bake(part: nn.Module) -> None:
-    # Not `remove_parametrizations`: it changes the class, which copies of the module share.
-    originals = {
-        name: held.original if hasattr(held, "original") else held.original0
-        for name, held in part.parametrizations.items()  # type: ignore[union-attr, operator]
-    }
-    weights = {name: getattr(part, name).detach().clone() for name in originals}
-    del part.parametrizations
-    part.__class__ = type(part).__bases__[0]
-    for name, weight in weights.items():
-        if isinstance(originals[name], nn.Parameter):
-            part.register_parameter(name, nn.Parameter(weight, originals[name].requires_grad))
-        else:
-            part.register_buffer(name, weight)
-
-
-class Scale(nn.Module):
-    """What a batch normalization does in eval mode, as a product and a sum that no exporter folds.
-
-    A runtime folds them when it loads the graph.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        assert isinstance(norm, _NORMALIZATIONS)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        if norm.affine:
-            scale = scale * norm.weight.detach()
-        shift = -norm.running_mean * scale
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift + norm.bias.detach() if norm.affine else shift)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Scales and shifts each channel of `(batch, channels, ...)`."""
-        shape = (-1, *[1] * (features.ndim - 2))
-        return features * self.scale.view(shape) + self.shift.view(shape)
-
-
-def _is_stored_as_is(part: nn.Module) -> bool:
-    """Whether it is a parametrization whose values a factor per channel would undo."""
-    return bool(getattr(part, "stored_as_is", False))
-
-
-def _set_scales_apart(module: nn.Module) -> None:
-    """Replaces batch normalizations in place, so that the exporter does not fold them into weights."""
-    for name, part in list(module.named_modules()):
-        if isinstance(part, _NORMALIZATIONS) and part.running_mean is not None:
-            module.set_submodule(name, Scale(part))
 
 
 def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:

@@ -156,6 +156,11 @@ def host_operators(model: OnnxModel) -> dict[str, int]:
     return dict(Counter(node.op_type for node in _nodes(model.proto) if node.domain == _HOST_DOMAIN))
 
 
+def sequence_operators(model: OnnxModel) -> dict[str, int]:
+    """How many operators of each type pass sequences of tensors on, as loops over rows do."""
+    return dict(Counter(node.op_type for node in _nodes(model.proto) if "Sequence" in node.op_type))
+
+
 def hidden_operators(model: OnnxModel) -> dict[str, int]:
     """Heavy operators by type when all of them lie in bodies of Scan, Loop or If, which few passes enter."""
     outer = any(node.op_type in HEAVY for node in model.proto.graph.node)

@@ -29,7 +29,13 @@ from compression.base import (
 from compression.data import Split
 from compression.export import ExportError, check_signature
 from compression.inference import infer
-from compression.inspection import host_operators, quantization_marks, quantized_operators, weights_by_dtype
+from compression.inspection import (
+    host_operators,
+    quantization_marks,
+    quantized_operators,
+    sequence_operators,
+    weights_by_dtype,
+)
 from compression.model import Form, OnnxModel
 from compression.probing import probe
 from compression.signature import Array
@@ -106,6 +112,11 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
             raise PassRefusedError(
                 "onnxruntime has laid the model's operators out for one processor, in float32. Add the file "
                 "that it was optimized from."
+            )
+        if passing := sequence_operators(model):
+            raise PassRefusedError(
+                f"{', '.join(passing)} pass sequences of tensors on, whose type the converter cannot change "
+                "in a body. Write what loops over rows as operations on all of them."
             )
         judged = context.quality is not None and context.splits.validation.labels is not None
         if self.settings.max_drop is not None and not judged:

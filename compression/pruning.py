@@ -21,20 +21,19 @@ from compression.base import (
     held_by,
 )
 from compression.channels import (
-    EXAMPLE_ROWS,
     Survey,
     Widths,
     multiply_accumulates,
-    narrowed,
     parameters_of,
     widths_of,
 )
+from compression.cutting import check_runs, cut
 from compression.finetuning import GradualFineTuning
 from compression.importance import NORMS, Importance, check_importance, ranked_channels
 from compression.model import Form, OnnxModel, TorchModel
 from compression.prunable_layers import LAYERS
 from compression.stored_size import check_stored, stored_facts
-from compression.training import Objective, labels_objective, predict
+from compression.training import Objective, labels_objective
 
 # Nothing prunable is left beyond this: every group keeps one multiple of `round_to`.
 _LARGEST_RATIO = 0.99
@@ -71,7 +70,8 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
     """Removes the least important channels with everything that depends on them, then fine-tunes.
 
     Li et al. 2017, "Pruning Filters for Efficient ConvNets", over the dependency graph of Fang et al. 2023,
-    "DepGraph: Towards Any Structural Pruning".
+    "DepGraph: Towards Any Structural Pruning". A layer without some of whose channels the module would not
+    run keeps its width, and is named in the facts.
     """
 
     name: ClassVar[str] = "prune-structured"
@@ -83,6 +83,7 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
     def __init__(self, settings: StructuredPruningSettings) -> None:
         super().__init__(settings)
         self._rounds: list[Facts] = []
+        self._whole: set[str] = set()
 
     def refused_after(self, before: AnyPass) -> str:
         """Refuses to reshape layers whose weights are held."""
@@ -134,13 +135,15 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
         settings = self.settings
         found = ranked_channels(model, context, settings.importance, settings.ignore)
         done = number / settings.rounds
-        if settings.target_macs is None:
-            widths = self._widths(found, 1.0 - (1.0 - settings.ratio) ** done, original)
-        else:
-            widths = self._widths_at(found, settings.target_macs**done * macs, original)
-        cut = narrowed(model, context.splits.train, found.groups, widths)
-        check_runs(cut, context)
-        return cut
+
+        def choose(survey: Survey) -> Widths:
+            if settings.target_macs is None:
+                return self._widths(survey, 1.0 - (1.0 - settings.ratio) ** done, original)
+            return self._widths_at(survey, settings.target_macs**done * macs, original)
+
+        narrow, found = cut(model, context, found, choose)
+        self._whole |= set(found.whole)
+        return narrow
 
     def _widths(self, found: Survey, ratio: float, original: Widths) -> Widths:
         choose = found.ranked if self.settings.global_pruning else found.uniform
@@ -152,8 +155,8 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
         least = found.macs(self._widths(found, high, original))
         if least > macs:
             raise PassRefusedError(
-                f"with every prunable layer at its least width {least:.3g} multiply-accumulates are left; "
-                f"{macs:.3g} were asked for. Raise target_macs, lower round_to or ignore less."
+                f"with every prunable layer at its least width {least:.4g} multiply-accumulates are left; "
+                f"{macs:.4g} were asked for. Raise target_macs, lower round_to or ignore less."
             )
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
@@ -170,7 +173,12 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
         facts = width_facts(before, after, context)
         if settings.target_macs is not None and not stopped:
             check_macs(facts, settings.target_macs)
-        return {**facts, "rounds": self._rounds, "stopped_by_floor": stopped}
+        return {
+            **facts,
+            "kept_whole": sorted(self._whole),
+            "rounds": self._rounds,
+            "stopped_by_floor": stopped,
+        }
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that the artifact stores about as few weights as were left, not as many as before."""
@@ -197,32 +205,10 @@ def check_prunable(model: TorchModel, ignore: tuple[str, ...] = ()) -> None:
     held = [name for name, module in modules.items() if parametrize.is_parametrized(module)]
     if held:
         raise PassRefusedError(
-            f"an earlier pass holds the weights of {', '.join(held)} in a parametrization of their shape, "
-            "such as a mask. Put passes that remove channels before those that mask or share weights."
+            f"the weights of {', '.join(held)} are held in a parametrization of their shape, such as a mask "
+            "or a norm. Put passes that remove channels before those that mask or share weights, and train "
+            "the module without what constrains them."
         )
-
-
-def check_runs(model: TorchModel, context: PassContext) -> None:
-    """Checks that a narrower model still runs and gives what its signature says.
-
-    Raises:
-        PassRefusedError: The module reshapes to a width that is written in its code, or an output changed
-            its shape.
-    """
-    try:
-        outputs = predict(model, context.splits.train.take(slice(0, EXAMPLE_ROWS)))
-    except RuntimeError as error:
-        line = str(error).splitlines()[0]
-        raise PassRefusedError(
-            f"the module does not run with fewer channels ({line}): its code fixes a width. Name the layers "
-            "that make it in `ignore`."
-        ) from error
-    for spec, output in zip(model.signature.outputs, outputs, strict=True):
-        if not spec.accepts_shape(output.shape):
-            raise PassRefusedError(
-                f'output "{spec.name}" has shape {list(output.shape)} after pruning; the signature says '
-                f"{spec.wire_shape}. Name the layers that make it in `ignore`."
-            )
 
 
 def width_facts(before: TorchModel, after: TorchModel, context: PassContext) -> Facts:

@@ -14,11 +14,12 @@ from pydantic import Field
 from compression.base import AnyPass, Facts, Pass, PassContext, PassRefusedError, Settings, held_by
 from compression.channels import MOST_OF_A_LAYER, Survey, Widths, narrowed
 from compression.chatter import quiet
+from compression.cutting import cut
 from compression.data import Split
 from compression.finetuning import FineTuning, losses
 from compression.importance import NORMS, Importance, check_importance, ranked_channels
 from compression.model import Form, OnnxModel, TorchModel
-from compression.pruning import check_macs, check_prunable, check_runs, width_facts
+from compression.pruning import check_macs, check_prunable, width_facts
 from compression.stored_size import check_stored
 from compression.training import PREDICT_BATCH
 
@@ -79,6 +80,7 @@ class RatioSearch(Pass[RatioSearchSettings, TorchModel, TorchModel]):
     def __init__(self, settings: RatioSearchSettings) -> None:
         super().__init__(settings)
         self._found: Facts = {}
+        self._whole: list[str] = []
 
     def refused_after(self, before: AnyPass) -> str:
         """Refuses to reshape layers whose weights are held."""
@@ -100,12 +102,12 @@ class RatioSearch(Pass[RatioSearchSettings, TorchModel, TorchModel]):
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the model at the widths that were found, fine-tuned."""
         search = _Search(model, context, self.settings)
-        uniform = search.even([1.0] * len(search.survey.groups))
-        check_runs(narrowed(model, context.splits.train, search.survey.groups, uniform), context)
+        uniform = search.uniform(search.survey)
         search.judge(uniform)
         candidates = [uniform]
         candidates += [search.greedy()] if self.settings.method == "greedy" else search.evolve()
         chosen = min(candidates, key=lambda widths: float(np.mean(search.judge(widths))))
+        self._whole = sorted(search.survey.whole)
         self._found = {
             "method": self.settings.method,
             "judged": len(search.known),
@@ -120,7 +122,7 @@ class RatioSearch(Pass[RatioSearchSettings, TorchModel, TorchModel]):
         """Checks that channels are gone and at most the wanted multiply-accumulates are left."""
         facts = width_facts(before, after, context)
         check_macs(facts, self.settings.target_macs)
-        return {**facts, "search": self._found}
+        return {**facts, "kept_whole": self._whole, "search": self._found}
 
     def holds(self, facts: Facts, artifact: OnnxModel) -> None:
         """Checks that the artifact stores about as few weights as were left, not as many as before."""
@@ -134,9 +136,10 @@ class _Search:
         self.model = model
         self.context = context
         self.settings = settings
-        self.survey: Survey = ranked_channels(model, context, settings.importance, settings.ignore)
+        found = ranked_channels(model, context, settings.importance, settings.ignore)
+        self.budget = settings.target_macs * found.macs({})
+        _, self.survey = cut(model, context, found, self.uniform)
         self.full = {group.name: group.width for group in self.survey.groups}
-        self.budget = settings.target_macs * self.survey.macs(self.full)
         order = np.random.default_rng(context.seed).permutation(len(context.splits.validation))
         self.folds = [
             context.splits.validation.take(np.sort(rows))
@@ -144,12 +147,16 @@ class _Search:
         ]
         self.known: dict[Key, list[float]] = {}
 
+    def uniform(self, found: Survey) -> dict[str, int]:
+        """Widths of groups that all lose the same share."""
+        return even(found, [1.0] * len(found.groups), self.budget, self.settings.round_to)
+
     def candidate(self, widths: Widths) -> TorchModel:
         """The model at these widths, before fine-tuning."""
         train, calibration = self.context.splits.train, self.context.splits.calibration
-        cut = narrowed(self.model, train, self.survey.groups, widths)
+        narrow = narrowed(self.model, train, self.survey.groups, widths)
         rows = self.settings.recalibration
-        return recalibrated(cut, calibration.spread(rows)) if rows else cut
+        return recalibrated(narrow, calibration.spread(rows)) if rows else narrow
 
     def judge(self, widths: Widths) -> list[float]:
         """Loss on each fold."""
@@ -159,31 +166,6 @@ class _Search:
             share = min(len(self.known) / self.settings.trials, 1.0)
             self.context.report(f"judged {len(self.known)} narrower models", share)
         return self.known[key]
-
-    def even(self, shares: Sequence[float]) -> dict[str, int]:
-        """The widest model within the budget whose layers lose channels in these proportions."""
-        low, high = 0.0, MOST_OF_A_LAYER / min(shares)
-        least = self.survey.macs(self._lost(shares, high))
-        if least > self.budget:
-            raise PassRefusedError(
-                f"without {MOST_OF_A_LAYER:.0%} of every layer {least:.3g} multiply-accumulates are left; "
-                f"{self.budget:.3g} were asked for. Raise target_macs, lower round_to or ignore less."
-            )
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            if self.survey.macs(self._lost(shares, middle)) > self.budget:
-                low = middle
-            else:
-                high = middle
-        return self._lost(shares, high)
-
-    def _lost(self, shares: Sequence[float], scale: float) -> dict[str, int]:
-        return {
-            group.name: group.rounded(
-                group.width * (1.0 - min(scale * share, MOST_OF_A_LAYER)), self.settings.round_to
-            )
-            for group, share in zip(self.survey.groups, shares, strict=True)
-        }
 
     def greedy(self) -> dict[str, int]:
         """Takes channels where the loss rises least for the arithmetic saved, until within the budget."""
@@ -221,7 +203,8 @@ class _Search:
         bred: list[dict[str, int]] = []
 
         def loss(trial: optuna.Trial) -> float:
-            widths = self.even([trial.suggest_float(name, _LEAST_SHARE, 1.0) for name in names])
+            shares = [trial.suggest_float(name, _LEAST_SHARE, 1.0) for name in names]
+            widths = even(self.survey, shares, self.budget, self.settings.round_to)
             bred.append(widths)
             return float(np.mean(self.judge(widths)))
 
@@ -233,6 +216,41 @@ class _Search:
             study.enqueue_trial(dict.fromkeys(names, 1.0))
             study.optimize(loss, n_trials=self.settings.trials)
         return bred
+
+
+def even(found: Survey, shares: Sequence[float], budget: float, multiple: int) -> dict[str, int]:
+    """Widths of the widest model within a budget whose layers lose channels in these proportions.
+
+    Args:
+        found: The groups of channels that may go.
+        shares: How much each group loses beside the others, above 0.
+        budget: Multiply-accumulates that may be left for one row.
+        multiple: Widths are multiples of this.
+
+    Raises:
+        PassRefusedError: Without nearly all channels more than the budget is left.
+    """
+
+    def lost(scale: float) -> dict[str, int]:
+        return {
+            group.name: group.rounded(group.width * (1.0 - min(scale * share, MOST_OF_A_LAYER)), multiple)
+            for group, share in zip(found.groups, shares, strict=True)
+        }
+
+    low, high = 0.0, MOST_OF_A_LAYER / min(shares)
+    least = found.macs(lost(high))
+    if least > budget:
+        raise PassRefusedError(
+            f"without {MOST_OF_A_LAYER:.0%} of every layer {least:.4g} multiply-accumulates are left; "
+            f"{budget:.4g} were asked for. Raise target_macs, lower round_to or ignore less."
+        )
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if found.macs(lost(middle)) > budget:
+            low = middle
+        else:
+            high = middle
+    return lost(high)
 
 
 def cross_validated(judged: Sequence[Sequence[float]]) -> float:

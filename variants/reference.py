@@ -18,6 +18,7 @@ from compression.code_digest import code_digest
 from compression.data import Splits
 from compression.inference import infer
 from compression.model import Model, OnnxModel, TorchModel
+from compression.rewriting import modernized
 from compression.training import VERSION, Fitted, fit, predict, seeded
 from variants import document
 from variants.comparison import Comparison, compare
@@ -29,7 +30,7 @@ def untrained(spec: ModelSpec) -> Model:
     """What the spec's factory makes, with the weights that it begins with."""
     with seeded(spec.seed):
         source = spec.factory()
-    return source if isinstance(source, OnnxModel) else TorchModel(source.eval(), spec.signature)
+    return source if isinstance(source, OnnxModel) else TorchModel(modernized(source).eval(), spec.signature)
 
 
 def reference_model(model: Model, spec: ModelSpec, splits: Splits, report: Report) -> Model:

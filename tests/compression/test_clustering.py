@@ -13,10 +13,11 @@ from torch.nn.utils import parametrize
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.clustering import Cluster, ClusterSettings, SharedValues, k_means, shared_values
-from compression.export import baked, export
+from compression.export import export
 from compression.inspection import nonzero_parameters
 from compression.model import OnnxModel, TorchModel
 from compression.quantization import DynamicInt8, DynamicInt8Settings, StaticInt8, StaticInt8Settings
+from compression.rewriting import baked
 from compression.signature import Signature, TensorSpec
 from compression.training import predict, seeded
 from tests.compression.small_digits import DIGITS, accuracy

@@ -129,6 +129,17 @@ def test_operators_are_kept_by_name(artifact: OnnxModel, context: PassContext) -
         Float16(Float16Settings(keep_nodes=("conv9",))).requires(artifact, context)
 
 
+def test_sequences_of_tensors_are_refused() -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("SplitToSequence", ["h"], ["parts"], axis=1),
+        node("ConcatFromSequence", ["parts"], ["y"], axis=1),
+    ]
+    graph, context = foreign(model(nodes, [value("x", ["N", WIDE])], [value("y", ["N", HIDDEN])], w=WEIGHT))
+    with pytest.raises(PassRefusedError, match="SplitToSequence, ConcatFromSequence pass sequences"):
+        FP16.requires(graph, context)
+
+
 @pytest.mark.parametrize("between", [[], [node("Identity", ["t"], ["u"])]], ids=["directly", "Identity"])
 @pytest.mark.parametrize("perm", [[1, 0, 2], [1, 2, 0, 3]], ids=str)
 def test_a_transposition_that_onnxruntime_dies_of_in_float16_stays_float32(

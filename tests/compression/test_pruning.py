@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
+from compression.cutting import check_runs
 from compression.export import export
 from compression.importance import Importance, ranked_channels
 from compression.model import OnnxModel, TorchModel
 from compression.operations import flops
-from compression.pruning import StructuredPruning, StructuredPruningSettings, check_runs
+from compression.pruning import StructuredPruning, StructuredPruningSettings
 from compression.recipe import step
 from compression.registry import make_pass
 from compression.signature import Signature, TensorSpec
@@ -275,5 +276,5 @@ def test_the_reference_can_teach_what_is_left(reference: TorchModel, context: Pa
 def test_masked_weights_are_refused(reference: TorchModel, context: PassContext) -> None:
     masked = copy.deepcopy(reference.module)
     parametrize.register_parametrization(masked[4], "weight", nn.Identity())
-    with pytest.raises(PassRefusedError, match=r"holds the weights of 4 .* before those that mask"):
+    with pytest.raises(PassRefusedError, match=r"the weights of 4 are held .* before those that mask"):
         pruning().requires(TorchModel(masked, DIGITS), context)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compression.base import PassContext, PassRefusedError
 from compression.channels import multiply_accumulates, narrowed
 from compression.data import Split, Splits
 from compression.importance import ranked_channels
+from compression.inference import infer
 from compression.model import TorchModel
+from compression.pipeline import compress
 from compression.pruning import StructuredPruning, StructuredPruningSettings
+from compression.recipe import Recipe, step
+from compression.registry import make_pass
+from compression.rewriting import modernized
 from compression.signature import Signature, TensorSpec
-from compression.training import seeded
+from compression.training import predict, seeded
 from tests.compression.small_digits import DIGITS
 from variants.zoo.cifar10 import ResNet9
 
@@ -158,3 +165,68 @@ def test_what_the_library_cannot_follow_is_refused_with_what_can_be_done(context
     model = TorchModel(_Recurrent().eval(), DIGITS)
     with pytest.raises(PassRefusedError, match=r"recurrent.* prune-unstructured"):
         pruning().run(model, context)
+
+
+class Gating(nn.Module):
+    """Experts whose answers are weighted by columns of another layer, taken for channels by the library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(64, 3)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 64)) for _ in range(3)
+        )
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.gate(x).softmax(-1)
+        parts = [shares[:, place : place + 1] * expert(x) for place, expert in enumerate(self.experts)]
+        return cast("Tensor", self.last(x + sum(parts)))
+
+
+class Halved(nn.Module):
+    """One half of the channels is gone through by itself: both must stay as wide as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 32)
+        self.inner = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+        self.last = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.first(x).chunk(2, -1)
+        return cast("Tensor", self.last(torch.cat([left, self.inner(right)], -1)))
+
+
+@pytest.mark.parametrize("given", ["prune-structured", "prune-search"])
+@pytest.mark.parametrize("module", [Gating, Halved])
+def test_what_cannot_be_cut_keeps_its_width_and_the_rest_is_pruned(
+    module: type[nn.Module], given: str, context: PassContext
+) -> None:
+    with seeded(0):
+        model = TorchModel(module().eval(), DIGITS)
+    prune = make_pass(step(given, target_macs=0.8, epochs=0))
+    small = prune.run(model, context)
+    facts = prune.ensures(model, small, context)
+    assert facts["kept_whole"]
+    assert facts["widths"]
+    assert not set(facts["kept_whole"]) & facts["widths"].keys()
+    assert predict(small, context.splits.test)[0].shape == (len(context.splits.test), 10)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_layers_with_a_weight_norm_are_pruned_like_any_other(
+    norm: Callable[[nn.Module], nn.Module], context: PassContext
+) -> None:
+    with seeded(0):
+        module = nn.Sequential(norm(nn.Linear(64, 32)), nn.ReLU(), norm(nn.Linear(32, 10)))
+    model = TorchModel(modernized(module).eval(), DIGITS)
+    recipe = Recipe(name="pruned", steps=(step("prune-structured", epochs=1),))
+    made = compress(recipe, model, context)
+    assert made.facts[0]["facts"]["widths"] == {"0": [32, 16]}
+    rows = context.splits.test
+    assert made.torch_model is not None
+    np.testing.assert_allclose(
+        infer(made.artifact, rows, 300)[0], predict(made.torch_model, rows)[0], atol=1e-4
+    )

@@ -21,6 +21,7 @@ from compression.sparsity import (
     UnstructuredPruning,
     UnstructuredPruningSettings,
 )
+from compression.training import seeded
 from tests.compression.small_digits import DIGITS, accuracy
 
 
@@ -51,6 +52,13 @@ def test_the_smallest_weights_of_all_layers_are_zero_and_stay_so_while_others_le
     prune.holds(facts, exported)
     assert zeros(exported) >= facts["zeros"]
     assert accuracy(exported, context.splits.test) > 0.9
+
+
+def test_a_layer_of_few_weights_has_the_nearest_whole_number_of_zeros(context: PassContext) -> None:
+    with seeded(0):
+        few = TorchModel(nn.Sequential(nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 10)).eval(), DIGITS)
+    prune = unstructured(ratio=0.7)
+    assert prune.ensures(few, prune.run(few, context), context)["zeros"] == 134 + 21
 
 
 def test_locally_every_layer_loses_the_same_share(reference: TorchModel, context: PassContext) -> None:
