@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -22,10 +23,11 @@ from compression.base import (
     Settings,
     held_by,
 )
-from compression.channels import multiply_accumulates, parameters_of
+from compression.channels import EXAMPLE_ROWS, multiply_accumulates, parameters_of
 from compression.finetuning import FineTuning
 from compression.model import Form, OnnxModel, TorchModel
 from compression.stored_size import check_stored, stored_facts
+from compression.training import predict
 
 # Alternating refinements of the two bases of a convolution; more change nothing that is worth the time.
 _SWEEPS = 4
@@ -65,10 +67,32 @@ class Factors:
         error: Distance of their product from its weight, over the weight's norm.
     """
 
-    chain: nn.Sequential
+    chain: Chain
     ranks: tuple[int, ...]
     share: float
     error: float
+
+
+class Chain(nn.Sequential):
+    """Thin layers in the place of one, which say of widths and types what it said."""
+
+    def __init__(self, whole: nn.Linear | nn.Conv2d, *thin: nn.Module) -> None:
+        super().__init__(*thin)
+        for name in whole.__constants__:
+            setattr(self, name, getattr(whole, name))
+        self._shape = whole.weight.shape
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the whole layer's shape and type, and no numbers: what computes with it is found out."""
+        return self[0].get_parameter("weight").new_full((), torch.nan).expand(self._shape)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The whole layer's, which the last thin one adds."""
+        last = self[-1]
+        assert isinstance(last, nn.Linear | nn.Conv2d)
+        return last.bias
 
 
 class LowRank(Pass[LowRankSettings, TorchModel, TorchModel]):
@@ -112,11 +136,22 @@ class LowRank(Pass[LowRankSettings, TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: PassContext) -> TorchModel:
         """Returns the model with thin chains in place of layers, fine-tuned."""
+        thin = self.split(model)
+        for output in predict(thin, context.splits.train.take(slice(0, EXAMPLE_ROWS))):
+            if np.isnan(output).any():
+                raise PassRefusedError(
+                    "the module computes with the weight of a layer beside calling it, and a split one has "
+                    "none. Name the layer in `ignore`."
+                )
+        return self.settings.fit(thin, context)
+
+    def split(self, model: TorchModel) -> TorchModel:
+        """The model with thin chains in place of layers."""
         module = copy.deepcopy(model.module)
         for name, layer in splittable(module, self.settings.ignore).items():
             if factors := self._factors(layer):
                 module.set_submodule(name, factors.chain)
-        return self.settings.fit(TorchModel(module.eval(), model.signature), context)
+        return TorchModel(module.eval(), model.signature)
 
     def ensures(self, before: TorchModel, after: TorchModel, context: PassContext) -> Facts:
         """Checks that weights and multiply-accumulates both became fewer."""
@@ -196,7 +231,7 @@ def _split_linear(layer: nn.Linear, by: LowRank) -> Factors:
     _fill(down, root[:, None] * right[:rank])
     _fill(up, left[:, :rank] * root, layer.bias)
     share = rank * sum(weight.shape) / weight.numel()
-    return Factors(nn.Sequential(down, up), (rank,), share, _error(weight, up.weight @ down.weight))
+    return Factors(Chain(layer, down, up), (rank,), share, _error(weight, up.weight @ down.weight))
 
 
 def _split_convolution(layer: nn.Conv2d, by: LowRank) -> Factors:
@@ -221,7 +256,7 @@ def _split_convolution(layer: nn.Conv2d, by: LowRank) -> Factors:
         _fill(chain[-1], left[:, :, None, None], layer.bias)
         macs += left.numel()
     _fill(middle, core)
-    return Factors(nn.Sequential(*chain), (ins, outs), macs / weight.numel(), _error(weight, product))
+    return Factors(Chain(layer, *chain), (ins, outs), macs / weight.numel(), _error(weight, product))
 
 
 def _split_pointwise(layer: nn.Conv2d, by: LowRank) -> Factors:
@@ -236,7 +271,7 @@ def _split_pointwise(layer: nn.Conv2d, by: LowRank) -> Factors:
     _fill(up, (left[:, :rank] * root)[:, :, None, None], layer.bias)
     share = rank * sum(weight.shape) / weight.numel()
     product = left[:, :rank] * values[:rank] @ right[:rank]
-    return Factors(nn.Sequential(down, up), (rank,), share, _error(weight, product))
+    return Factors(Chain(layer, down, up), (rank,), share, _error(weight, product))
 
 
 def _bases(weight: Tensor, outs: int, ins: int) -> tuple[Tensor, Tensor]:

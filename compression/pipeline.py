@@ -10,7 +10,7 @@ from compression.export import export
 from compression.model import Form, Model, OnnxModel, TorchModel
 from compression.recipe import Recipe
 from compression.registry import make_pass
-from compression.rewriting import without_weight_norm
+from compression.rewriting import plain
 from compression.training import Report
 
 EXPORT = "export"
@@ -92,7 +92,7 @@ def compress(recipe: Recipe, reference: Model, context: PassContext) -> Compress
     passes = _passes(recipe)
     _check_order(recipe, passes, reference.form)
     if isinstance(reference, TorchModel):
-        reference = without_weight_norm(reference)
+        reference = plain(reference)
     stage = Stage(reference, reference if isinstance(reference, TorchModel) else None)
     for index in range(len(passes)):
         stage = _run_step(recipe, passes, index, stage, context)

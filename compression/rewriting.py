@@ -56,18 +56,21 @@ def modernized(module: nn.Module) -> nn.Module:
     return module
 
 
-def without_weight_norm(model: TorchModel) -> TorchModel:
-    """The model with plain weights where a weight norm held their length and direction apart.
+def plain(model: TorchModel) -> TorchModel:
+    """The model as passes know layers; itself, where there is nothing to write otherwise.
 
-    Salimans and Kingma 2016, "Weight Normalization": it helps training, and means nothing to a pass. Other
-    parametrizations constrain weights, and stay.
+    A weight norm (Salimans and Kingma 2016, "Weight Normalization") helps training, and means nothing to a
+    pass; other parametrizations constrain weights, and stay. The `Conv1D` of Hugging Face's GPT-2 is a
+    linear layer whose weight is kept the other way round.
     """
-    if not any(_is_normed(part) for part in model.module.modules()):
+    if not any(_is_normed(part) or _is_turned(part) for part in model.module.modules()):
         return model
     module = copy.deepcopy(model.module)
-    for part in list(module.modules()):
+    for name, part in list(module.named_modules(remove_duplicate=False)):
         if _is_normed(part):
             _bake(part)
+        elif name and _is_turned(part):
+            module.set_submodule(name, _linear(part))
     return TorchModel(module, model.signature)
 
 
@@ -77,6 +80,17 @@ def _is_normed(part: nn.Module) -> bool:
         for held in part.parametrizations.values()  # type: ignore[operator]
         for each in held
     )
+
+
+def _is_turned(part: nn.Module) -> bool:
+    return f"{type(part).__module__}.{type(part).__name__}" == "transformers.pytorch_utils.Conv1D"
+
+
+def _linear(turned: nn.Module) -> nn.Linear:
+    weight, bias = (turned.get_parameter(name) for name in ("weight", "bias"))
+    linear = nn.Linear(*weight.shape)
+    linear.weight, linear.bias = nn.Parameter(weight.detach().T.contiguous()), bias
+    return linear
 
 
 class Scale(nn.Module):

@@ -40,35 +40,6 @@ def test_what_takes_no_short_input_is_exported_for_any_it_takes() -> None:
         np.testing.assert_allclose(infer(exported, split, rows)[0], predict(model, split)[0], atol=1e-5)
 
 
-class Bags(nn.Module):
-    """Words of a text looked up and reduced, weighted where the mode has weights."""
-
-    def __init__(self, mode: str, padding_idx: int | None) -> None:
-        super().__init__()
-        self.words = nn.EmbeddingBag(20, 8, mode=mode, padding_idx=padding_idx)
-
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
-        weights = words.float() if self.words.mode == "sum" else None
-        return torch.cat([self.words(words, None, weights), self.words(words)], 1)
-
-
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("padding_idx", [None, 3])
-def test_bags_of_embeddings_are_exported_without_a_loop(mode: str, padding_idx: int | None) -> None:
-    signature = Signature(
-        (TensorSpec("words", "int64", ("batch", "length")),),
-        (TensorSpec("y", "float32", ("batch", 16)),),
-    )
-    with seeded(0):
-        model = TorchModel(Bags(mode, padding_idx).eval(), signature)
-    exported = export(model)
-    assert not {"Loop", "SequenceEmpty"} & {node.op_type for node in exported.proto.graph.node}
-    words = np.random.default_rng(0).integers(0, 6, (50, 7))
-    words[0] = 3  # nothing but padding
-    split = Split({"words": words})
-    np.testing.assert_allclose(infer(exported, split, 50)[0], predict(model, split)[0], atol=1e-5)
-
-
 class Reader(nn.Module):
     """Tokens of a text of any length, read in both directions by a recurrent layer."""
 

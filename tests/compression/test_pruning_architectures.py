@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import cast
@@ -16,13 +15,10 @@ from compression.base import PassContext, PassRefusedError
 from compression.channels import multiply_accumulates, narrowed
 from compression.data import Split, Splits
 from compression.importance import ranked_channels
-from compression.inference import infer
 from compression.model import TorchModel
-from compression.pipeline import compress
 from compression.pruning import StructuredPruning, StructuredPruningSettings
-from compression.recipe import Recipe, step
+from compression.recipe import step
 from compression.registry import make_pass
-from compression.rewriting import modernized
 from compression.signature import Signature, TensorSpec
 from compression.training import predict, seeded
 from tests.compression.small_digits import DIGITS
@@ -212,21 +208,3 @@ def test_what_cannot_be_cut_keeps_its_width_and_the_rest_is_pruned(
     assert facts["widths"]
     assert not set(facts["kept_whole"]) & facts["widths"].keys()
     assert predict(small, context.splits.test)[0].shape == (len(context.splits.test), 10)
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
-@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
-def test_layers_with_a_weight_norm_are_pruned_like_any_other(
-    norm: Callable[[nn.Module], nn.Module], context: PassContext
-) -> None:
-    with seeded(0):
-        module = nn.Sequential(norm(nn.Linear(64, 32)), nn.ReLU(), norm(nn.Linear(32, 10)))
-    model = TorchModel(modernized(module).eval(), DIGITS)
-    recipe = Recipe(name="pruned", steps=(step("prune-structured", epochs=1),))
-    made = compress(recipe, model, context)
-    assert made.facts[0]["facts"]["widths"] == {"0": [32, 16]}
-    rows = context.splits.test
-    assert made.torch_model is not None
-    np.testing.assert_allclose(
-        infer(made.artifact, rows, 300)[0], predict(made.torch_model, rows)[0], atol=1e-4
-    )
