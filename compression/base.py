@@ -227,6 +227,12 @@ class Pass(ABC, Generic[S, In, Out]):
 AnyPass = Pass[Any, Any, Any]
 
 
+def scaled_apart(before: AnyPass) -> str:
+    """What a pass that scales channels says of one that made weights alike."""
+    shares = before.holds_weights and not before.makes_zeros
+    return f"channels are scaled, and values that {before.name} made alike would differ" if shares else ""
+
+
 def held_by(before: AnyPass) -> str:
     """What a pass that needs all weights free says of one that holds their weights."""
     return f"{before.name} holds weights in their shape. Put it behind" if before.holds_weights else ""

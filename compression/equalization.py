@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from pydantic import Field
 from torch import Tensor, nn
 
-from compression.base import Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import AnyPass, Facts, Pass, PassContext, PassRefusedError, Settings, scaled_apart
 from compression.export import example_inputs, export
 from compression.model import Form, OnnxModel, TorchModel
 from compression.moments import simple_product, spreads
@@ -73,6 +73,11 @@ class DataFree(Pass[DataFreeSettings, TorchModel, OnnxModel]):
     gives: ClassVar[Form] = Form.ONNX
     number_format: ClassVar[str] = "int8"
     settings_class: ClassVar[type[Settings]] = DataFreeSettings
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses shared values, which equalization would set apart."""
+        reason = scaled_apart(before) if self.settings.equalize else ""
+        return f"{reason}. Set equalize to false, or use int8-static" if reason else ""
 
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that a batch normalization follows a convolution or linear layer."""

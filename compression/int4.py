@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compression.base import (
+    AnyPass,
     BrokenPromiseError,
     Facts,
     Pass,
@@ -62,6 +63,12 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
     gives: ClassVar[Form] = Form.ONNX
     number_format: ClassVar[str] = "int4"
     settings_class: ClassVar[type[Settings]] = Int4Settings
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses matrix products whose weights are no float32 any more."""
+        if before.number_format not in ("float16", self.number_format):
+            return ""
+        return f"weights are {before.number_format} then. Round once, from float32"
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
         """Checks that there are matrix products with float32 weights, and that excluded nodes exist."""

@@ -63,6 +63,23 @@ def placed(module: fx.GraphModule, kind: type[nn.Module]) -> dict[fx.Node, nn.Mo
     return found
 
 
+def name_of(weight: fx.Node) -> str:
+    """The name that a weight has in the model, whatever norms and masks make of it first."""
+    while weight.op != "get_attr":
+        weight = weight.all_input_nodes[0]
+    return str(weight.target).replace("parametrizations.", "").removesuffix(".original")
+
+
+def keep(module: fx.GraphModule, name: str, values: Tensor) -> str:
+    """Stores values beside the weight of that name, and returns what they are called, also in the export."""
+    owner, _, last = name.rpartition(".")
+    holder = module.get_submodule(owner)
+    while hasattr(holder, last):  # of a weight that two layers share
+        last += "_too"
+    holder.register_buffer(last, values)
+    return f"{owner}.{last}".lstrip(".")
+
+
 def stored(module: fx.GraphModule, kind: type[nn.Module]) -> tuple[fx.GraphModule, dict[str, Tensor]]:
     """The module, which is changed, with weights as such parts leave them.
 
@@ -71,10 +88,11 @@ def stored(module: fx.GraphModule, kind: type[nn.Module]) -> tuple[fx.GraphModul
         before its part.
     """
     graph, weights = module.graph, {}
-    for index, (layer, part) in enumerate(placed(module, kind).items()):
-        name, weight = f"weight_{index}", constant(module, argument(argument(layer, 1), 0))
+    for layer, part in placed(module, kind).items():
+        source = argument(argument(layer, 1), 0)
+        weight = constant(module, source)
+        name = keep(module, f"{name_of(source)}_rounded", part(weight).detach())
         weights[name] = weight
-        module.register_buffer(name, part(weight).detach())
         with graph.inserting_before(layer):
             layer.update_arg(1, graph.get_attr(name))
     return settled(module), weights

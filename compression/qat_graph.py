@@ -23,7 +23,7 @@ from compression.fake_quantization import (
     RangeRule,
     WeightQuantizer,
 )
-from compression.layer_graph import argument, layers, place_on_weights, placed, weight_of
+from compression.layer_graph import argument, keep, layers, name_of, place_on_weights, placed, weight_of
 from compression.tracing import CONVOLUTIONS, aten, constant, constants, rank, settled
 
 integers = torch.ops.quantized_decomposed
@@ -103,9 +103,9 @@ def converted(module: fx.GraphModule) -> fx.GraphModule:
     graph = module.graph
     calls = [node for node in graph.nodes if node.op == "call_module"]
     parts = {node: module.get_submodule(str(node.target)) for node in calls}
-    for index, (layer, part) in enumerate(placed(module, WeightQuantizer).items()):
+    for layer, part in placed(module, WeightQuantizer).items():
         assert isinstance(part, WeightQuantizer)
-        _store(module, layer, part, index)
+        _store(module, layer, part)
     for node, part in parts.items():
         if isinstance(part, ActivationQuantizer):
             scale, zero = part.frozen()
@@ -117,11 +117,12 @@ def converted(module: fx.GraphModule) -> fx.GraphModule:
     return settled(module)
 
 
-def _store(module: fx.GraphModule, layer: fx.Node, quantizer: WeightQuantizer, index: int) -> None:
+def _store(module: fx.GraphModule, layer: fx.Node, quantizer: WeightQuantizer) -> None:
     """Replaces a layer's weight by int8 codes and its bias by int32 codes."""
     source = module.get_submodule(str(argument(layer, 0).target))
     assert isinstance(source, ActivationQuantizer)
-    weight, step = constant(module, argument(argument(layer, 1), 0)), source.frozen()[0]
+    unrounded = argument(argument(layer, 1), 0)
+    name, weight, step = name_of(unrounded), constant(module, unrounded), source.frozen()[0]
     bias = layer.args[2] if len(layer.args) > 2 else None
     offset = constant(module, bias) if isinstance(bias, fx.Node) else None
     with torch.no_grad():
@@ -131,19 +132,20 @@ def _store(module: fx.GraphModule, layer: fx.Node, quantizer: WeightQuantizer, i
         codes = (weight / scale).round().clamp(-WEIGHT_MAX, WEIGHT_MAX).to(torch.int8)
     with module.graph.inserting_before(layer):
         each = scale.reshape(-1)
-        layer.update_arg(1, _dequantized(module, f"weight_{index}", codes, each, quantizer.axis))
+        layer.update_arg(1, _dequantized(module, name, codes, each, quantizer.axis))
         if offset is not None:
             whole = each * step
             sums = (offset.double() / whole.double()).round().to(torch.int32)
-            layer.update_arg(2, _dequantized(module, f"bias_{index}", sums, whole, 0))
+            layer.update_arg(2, _dequantized(module, f"{name}_bias", sums, whole, 0))
 
 
 def _dequantized(module: fx.GraphModule, name: str, codes: Tensor, scale: Tensor, axis: int) -> fx.Node:
     zeros = torch.zeros(len(scale), dtype=codes.dtype)  # onnxruntime fuses a Gemm only where they are given
-    for part, values in (("codes", codes), ("scale", scale), ("zero", zeros)):
-        module.register_buffer(f"{name}_{part}", values)
     graph, limits = module.graph, torch.iinfo(codes.dtype)
-    fetched = [graph.get_attr(f"{name}_{part}") for part in ("codes", "scale", "zero")]
+    fetched = [
+        graph.get_attr(keep(module, f"{name}_{part}", values))
+        for part, values in (("codes", codes), ("scale", scale), ("zero", zeros))
+    ]
     arguments: tuple[Any, ...] = (*fetched, axis, limits.min, limits.max, codes.dtype)
     return graph.call_function(integers.dequantize_per_channel.default, arguments)
 

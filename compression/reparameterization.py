@@ -219,6 +219,11 @@ def _padded(kernel: Tensor, side: int) -> Tensor:
     return functional.pad(kernel, [margin] * 4)
 
 
+def has_branches(module: nn.Module) -> bool:
+    """Whether a module learns in branches that `fuse` makes one convolution of."""
+    return any(isinstance(part, Branches) for part in module.modules())
+
+
 def _blocks(module: nn.Module) -> list[str]:
     return [name for name, part in module.named_modules() if isinstance(part, Branches) and name]
 

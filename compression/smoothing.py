@@ -11,7 +11,15 @@ import onnx
 from onnx import numpy_helper
 from pydantic import Field
 
-from compression.base import BrokenPromiseError, Facts, PassContext, PassRefusedError, Settings
+from compression.base import (
+    AnyPass,
+    BrokenPromiseError,
+    Facts,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    scaled_apart,
+)
 from compression.calibration import activations
 from compression.data import Split
 from compression.model import OnnxModel
@@ -63,6 +71,11 @@ class SmoothQuant(Int8Pass[SmoothQuantSettings]):
     name: ClassVar[str] = "int8-smoothquant"
     version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = SmoothQuantSettings
+
+    def refused_after(self, before: AnyPass) -> str:
+        """Refuses shared values also, which the factors would set apart."""
+        reason = scaled_apart(before)
+        return f"{reason}. Use int8-static" if reason else super().refused_after(before)
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
         """Checks also that a normalization feeds a product with stored weights."""

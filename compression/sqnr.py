@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 
 from compression.figures import Layer, Sqnr
+from compression.inference import open_session
 from compression.model import OnnxModel
 from compression.probing import constants, probe
 from compression.signature import Array
@@ -18,8 +20,18 @@ from compression.signature import Array
 EXACT_DB = 300.0
 
 # Operators with weights -> the position of the weight.
-_WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "ConvInteger": 1}
+_WEIGHTED = {
+    "Conv": 1,
+    "ConvInteger": 1,
+    "ConvTranspose": 1,
+    "Gemm": 1,
+    "MatMul": 1,
+    "MatMulInteger": 1,
+    "MatMulNBits": 1,
+}
 _INTEGER = {"MatMulInteger", "ConvInteger"}
+# What onnxruntime calls a weight into which it multiplied what follows.
+_FUSED = re.compile(r"^Conv\w+Fusion_W_")
 _QUANTIZED, _SCALE, _ZERO_POINT = "_quantized", "_scale", "_zero_point"
 
 
@@ -30,7 +42,12 @@ class _Weighted:
     weight: str
     output: str
     sources: frozenset[str]
-    is_integer: bool
+    node: onnx.NodeProto
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the weight is integers that a scale follows."""
+        return self.node.op_type in _INTEGER
 
 
 def sqnr(artifact: OnnxModel, reference: OnnxModel, inputs: Mapping[str, Array]) -> Sqnr:
@@ -56,7 +73,7 @@ def sqnr(artifact: OnnxModel, reference: OnnxModel, inputs: Mapping[str, Array])
     found = probe(artifact, [*outputs, *asked, *(seen[name] for name in asked if name in seen)], inputs)
     layers = []
     for ours, their, shared in pairs:
-        weight = _like(_weight(ours, found), theirs[their.weight])
+        weight = _like(_weight(ours, found, artifact.proto), theirs[their.weight])
         if weight is None:
             continue
         given = found[seen.get(shared, shared)] if shared else None
@@ -99,8 +116,7 @@ def _weighted(graph: onnx.GraphProto) -> list[_Weighted]:
         position = _WEIGHTED.get(node.op_type, 0)
         if position and len(node.input) > position and node.input[position] in fixed:
             weight = node.input[position]
-            is_integer = node.op_type in _INTEGER
-            found.append(_Weighted(weight, node.output[0], fixed[weight], is_integer))
+            found.append(_Weighted(weight, node.output[0], fixed[weight], node))
     return found
 
 
@@ -119,6 +135,7 @@ def _tensors(graph: onnx.GraphProto) -> set[str]:
 
 
 def _is_made_of(source: str, weight: str) -> bool:
+    source = _FUSED.sub("", source)
     return source == weight or source.startswith((f"{weight}_", f"{weight}."))
 
 
@@ -130,7 +147,9 @@ def _operands(of: _Weighted, artifact: OnnxModel) -> list[str]:
     return [of.weight, *scales] if of.is_integer else [of.weight]
 
 
-def _weight(of: _Weighted, values: Mapping[str, Array]) -> Array:
+def _weight(of: _Weighted, values: Mapping[str, Array], proto: onnx.ModelProto) -> Array:
+    if of.node.op_type == "MatMulNBits":
+        return _unpacked(of.node, proto)
     weight = values[of.weight]
     if not of.is_integer:
         return weight
@@ -138,6 +157,26 @@ def _weight(of: _Weighted, values: Mapping[str, Array]) -> Array:
     zero = values.get(base + _ZERO_POINT, np.zeros((), weight.dtype))
     numbers: Array = (weight.astype(np.float64) - zero) * values.get(base + _SCALE, np.ones(()))
     return numbers
+
+
+def _unpacked(node: onnx.NodeProto, proto: onnx.ModelProto) -> Array:
+    """The weight `(inputs, outputs)` of a product with packed integers: what it makes of unit vectors."""
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    alone = onnx.NodeProto()
+    alone.CopyFrom(node)
+    alone.input[0], alone.output[0] = "units", "weight"
+    if len(alone.input) > 5:
+        alone.input[5] = ""  # the bias
+    ins, outs = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [given["K"], given[axis]])]
+        for name, axis in (("units", "K"), ("weight", "N"))
+    )
+    stored = [tensor for tensor in proto.graph.initializer if tensor.name in node.input]
+    graph = onnx.helper.make_graph([alone], "weight", ins, outs, stored)
+    model = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+    units = {"units": np.eye(given["K"], dtype=np.float32)}
+    weight: Array = open_session(model).run(None, units)[0]
+    return weight
 
 
 def _like(weight: Array, reference: Array) -> Array | None:

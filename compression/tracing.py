@@ -59,6 +59,8 @@ def traced(model: TorchModel) -> TorchModel:
             inlined.graph.erase_node(node)
         elif node.target == _FROZEN_NORM:
             _fold(inlined.graph, node)
+        elif node.target == aten.view.default:
+            node.target = aten.reshape.default  # activations may be laid out otherwise than they were traced
     for node in list(inlined.graph.nodes):
         if node.target == LINEAR and rank(node) > 2:
             _transpose(inlined.graph, node)

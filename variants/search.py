@@ -29,6 +29,7 @@ from variants.frontier import fastest
 from variants.home import subfolder
 from variants.host import Host
 from variants.progress import Reporter
+from variants.reference import untrained
 from variants.search_space import Space, shortened, space_of, trains
 from variants.spec import ModelSpec, SpecError, load_spec
 
@@ -37,9 +38,12 @@ Objective = Literal["latency", "size"]
 # A trial is first trained for this share of its epochs, and goes on only if it is no worse than the median.
 FIRST_SHARE = 0.25
 _STARTUP_TRIALS = 4
+_TRIED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Two points below the floor weigh as much as costing 2.7 times as much.
 _PENALTY = 50.0
 _SEARCH = "search"
+# So many suggestions in a row that were tried already: nothing is left to try.
+_MOST_REPEATED = 50
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def search(
     except SpecError as error:
         raise BuildError(str(error)) from error
     epochs = epochs or max(1, spec.training.epochs // 4)
+    form = untrained(spec).form
     folder = subfolder("searches") / spec.name
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,10 +118,11 @@ def search(
             floor=floor, objective=objective, trials=trials, epochs=epochs, name=name, fresh=True,
         )  # fmt: skip
     study = _study(folder, f"{objective}-{floor}-{epochs}-{reference}")
-    space = space_of(spec, epochs)
-    while (done := _done(study)) < trials:
+    space = space_of(spec, form, epochs)
+    repeated = 0
+    while (done := _done(study)) < trials and repeated < _MOST_REPEATED:
         tries.number = done
-        _try(study, space, tries, floor)
+        repeated = 0 if _try(study, space, form, tries, floor) else repeated + 1
     standings = tries.standings()
     own = tries.reference(standings)
     tried = [s for s in standings if s.profile is not None and s is not own]
@@ -125,6 +131,8 @@ def search(
     if best is not None:
         winner = Recipe.model_validate({"name": name or f"search-{objective}", "steps": best.entry.steps})
         (folder / f"{winner.name}.json").write_text(winner.model_dump_json(by_alias=True, indent=2) + "\n")
+        # Where nothing was built before, a first build is released: that is the reference, not the winner.
+        build(spec_name, catalog, host, progress, recipes=[spec.reference])
         published = build(spec_name, catalog, host, progress, added=[winner])
     complete = len(study.get_trials(states=(TrialState.COMPLETE,)))
     return Found(winner, published, list(_frontier(tried, tries.cost)), own, done, done - complete)
@@ -207,15 +215,20 @@ def _study(folder: Path, name: str) -> optuna.Study:
 
 
 def _done(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    return len(study.get_trials(deepcopy=False, states=_TRIED))
 
 
-def _try(study: optuna.Study, space: Space, tries: _Tries, floor: float) -> None:
-    """One trial: a short training first, the whole if it is promising."""
+def _try(study: optuna.Study, space: Space, form: Form, tries: _Tries, floor: float) -> bool:
+    """One trial, a short training first and the whole if it is promising; False for what was tried before."""
     trial = study.ask()
     recipe = space.suggest(trial, f"trial-{trial.number}")
+    known = {each.user_attrs.get("recipe") for each in study.get_trials(deepcopy=False, states=_TRIED)}
+    if not recipe.steps or recipe.digest in known:  # the reference, or an earlier trial: it does not count
+        study.tell(trial, state=TrialState.FAIL)
+        return False
+    trial.set_user_attr("recipe", recipe.digest)
     try:
-        check(recipe, Form.TORCH)
+        check(recipe, form)
         if trains(recipe):
             short = shortened(recipe, FIRST_SHARE)
             early = tries.measure(Recipe(name=f"{recipe.name}-short", steps=short.steps))
@@ -226,8 +239,9 @@ def _try(study: optuna.Study, space: Space, tries: _Tries, floor: float) -> None
     except (optuna.TrialPruned, RecipeError, BuildError) as error:
         trial.set_user_attr("reason", str(error))
         study.tell(trial, state=TrialState.PRUNED)
-        return
+        return True
     study.tell(trial, value)
+    return True
 
 
 def _frontier(tried: list[Standing], cost: Callable[[Standing], float]) -> Iterator[Standing]:

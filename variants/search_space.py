@@ -5,7 +5,7 @@ Pure: a trial's suggestions in, a recipe out. What a model cannot have is not su
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +13,22 @@ import optuna
 
 from compression.base import usual_width
 from compression.imitation import IMITATIONS
+from compression.model import Form
 from compression.recipe import Recipe, Step, step
+from compression.reparameterization import has_branches
 from compression.students import MULTIPLE
 from variants.spec import ModelSpec
 
 UNCHANGED = "unchanged"
 PRUNED = "prune-structured"
 FACTORIZED = "low-rank"
-FINISHES = ("none", "fp16", "int8-dynamic", "int8-static", "int8-qat")
+DEEP = "deep-compression"
+# What stores a graph small, and what trains a module for it.
+OF_GRAPHS = ("none", "fp16", "int8-dynamic", "int8-static", "int8-smoothquant")
+OF_MODULES = ("int8-qat", DEEP)
 IMPORTANCES = ("l2", "taylor")
 CALIBRATIONS = ("minmax", "percentile")
+CLUSTERS = (16, 32)
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,22 @@ class Space:
 
     Attributes:
         bodies: What shapes the network: nothing, pruning, factorization, or a student by name.
+        finishes: What stores it small: nothing, a pass by name, or Deep Compression (Han et al. 2016).
         epochs: Passes over the training split of each training that a recipe has.
         widths: Usual widths of the students that come in several: half to twice as wide ones are tried.
+        branched: Students that learn in branches, which are fused afterwards.
     """
 
     bodies: tuple[str, ...]
+    finishes: tuple[str, ...]
     epochs: int
     widths: Mapping[str, int] = field(default_factory=dict)
+    branched: Set[str] = frozenset()
 
     def suggest(self, trial: optuna.Trial, name: str) -> Recipe:
         """The recipe that a trial's suggestions make."""
         body = trial.suggest_categorical("body", self.bodies)
-        finish = trial.suggest_categorical("finish", FINISHES)
+        finish = trial.suggest_categorical("finish", self.finishes)
         return Recipe(name=name, steps=(*self._body(trial, body), *self._finish(trial, finish)))
 
     def _body(self, trial: optuna.Trial, body: str) -> tuple[Step, ...]:
@@ -58,7 +68,8 @@ class Space:
         if body == FACTORIZED:
             ratio = trial.suggest_float("low-rank.ratio", 0.2, 0.8, step=0.1)
             return (step(FACTORIZED, ratio=ratio, epochs=0), self._taught("current", trial))
-        return (self._taught(body, trial, **self._width(trial, body)),)
+        taught = self._taught(body, trial, **self._width(trial, body))
+        return (taught, step("fuse")) if body in self.branched else (taught,)
 
     def _width(self, trial: optuna.Trial, student: str) -> dict[str, int]:
         if (usual := self.widths.get(student)) is None:
@@ -78,15 +89,33 @@ class Space:
             return (step(finish, calibration=trial.suggest_categorical("calibration", CALIBRATIONS)),)
         if finish == "int8-qat":
             return (step(finish, epochs=max(1, self.epochs // 4)),)
+        if finish == DEEP:
+            epochs = max(1, self.epochs // 2)
+            ratio = trial.suggest_float("deep.ratio", 0.5, 0.9, step=0.1)
+            clusters = trial.suggest_categorical("deep.clusters", CLUSTERS)
+            return (
+                step("prune-unstructured", ratio=ratio, epochs=epochs),
+                step("cluster", clusters=clusters, epochs=epochs),
+                step("huffman"),
+            )
         return (step(finish),)
 
 
-def space_of(spec: ModelSpec, epochs: int) -> Space:
-    """The space of a model: one that has no teacher for its kind keeps its shape."""
+def space_of(spec: ModelSpec, form: Form, epochs: int) -> Space:
+    """The space of a model: a graph is not trained, a module without a teacher for its kind keeps its shape.
+
+    Args:
+        spec: The model.
+        form: What its factory makes.
+        epochs: Of each training.
+    """
+    if form is Form.ONNX:
+        return Space((UNCHANGED,), OF_GRAPHS, epochs)
     teachable = spec.training.loss in IMITATIONS
     shapes = (PRUNED, FACTORIZED, *spec.students) if teachable else ()
     widths = {name: usual for name, make in spec.students.items() if (usual := usual_width(make))}
-    return Space((UNCHANGED, *shapes), epochs, widths)
+    branched = {name for name, make in spec.students.items() if has_branches(make())}
+    return Space((UNCHANGED, *shapes), (*OF_GRAPHS, *OF_MODULES), epochs, widths, branched)
 
 
 def shortened(recipe: Recipe, share: float) -> Recipe:

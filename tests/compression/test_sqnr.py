@@ -9,9 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compression.base import AnyPass, PassContext
 from compression.codebook import Codes, store_as_codes
-from compression.model import OnnxModel
+from compression.model import OnnxModel, TorchModel
+from compression.pipeline import compress
 from compression.probing import ProbeError, constants, probe
 from compression.quantization import DynamicInt8, DynamicInt8Settings, StaticInt8, StaticInt8Settings
+from compression.recipe import Recipe, Step, step
 from compression.signature import Array, Signature, TensorSpec
 from compression.sqnr import EXACT_DB, _like, decibels, sqnr
 from compression.traffic import traffic
@@ -117,6 +119,27 @@ def test_what_the_passes_make_of_a_real_graph_corresponds_layer_by_layer(
         assert layer.activation_db is not None
         assert layer.activation_db > 15
     assert found.outputs["logits"] > 20
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [step("int4-weights")],
+        [step("int8-qat", epochs=1)],
+        [step("fp8-weights", epochs=1)],
+        [step("cluster", clusters=8, epochs=1), step("int8-static")],
+        [step("prune-unstructured", epochs=1), step("int8-qat", epochs=1)],
+    ],
+    ids=lambda steps: " ".join(each.pass_name for each in steps),
+)
+def test_layers_correspond_behind_passes_that_write_the_graph_anew(
+    steps: list[Step], reference: TorchModel, artifact: OnnxModel, context: PassContext
+) -> None:
+    rows = context.splits.calibration.take(slice(0, 32)).inputs
+    small = compress(Recipe(name="tried", steps=tuple(steps)), reference, context).artifact
+    layers = sqnr(small, artifact, rows).layers
+    assert {layer.name for layer in layers} == {layer.name for layer in sqnr(artifact, artifact, rows).layers}
+    assert all(0 < layer.weight_db <= EXACT_DB for layer in layers)
 
 
 def test_codes_are_expanded_before_they_are_compared() -> None:

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compression.data import Split
+from compression.data import Split, Splits
 from compression.export import export
 from compression.inference import infer
 from compression.model import TorchModel
 from compression.signature import Signature, TensorSpec
 from compression.tracing import traced
-from compression.training import seeded
+from compression.training import lay_out, predict, seeded
 
 LONGEST, WIDE = 24, 8
 TOKENS = Signature(
@@ -45,3 +45,11 @@ def test_a_graph_that_reads_a_table_up_to_the_length_is_right_for_any_length(bat
         wanted, given = (each.module(torch.from_numpy(ids)) for each in (model, graph))
     np.testing.assert_allclose(given[0], wanted, atol=1e-5)
     np.testing.assert_allclose(infer(export(graph), Split({"ids": ids}), batch)[0], wanted, atol=1e-5)
+
+
+def test_a_graph_runs_however_its_weights_are_laid_out(reference: TorchModel, splits: Splits) -> None:
+    """As where it learns in bfloat16, channels last."""
+    graph = traced(reference)
+    lay_out(graph.module, torch.channels_last)
+    rows = splits.test.take(slice(0, 20))
+    np.testing.assert_allclose(predict(graph, rows)[0], predict(reference, rows)[0], atol=1e-4)

@@ -162,7 +162,7 @@ def test_pictures_hold_the_measured_figures(judged: tuple[Card, list[Standing]])
 
 def test_every_build_has_its_command_and_its_recipe(judged: tuple[Card, list[Standing]]) -> None:
     page = render(*judged, HOST)
-    assert "mipgate build m --recipe int8-static" in page
+    assert "mipgate build m --recipe-file int8-static.json" in page
     assert "&#34;pass&#34;: &#34;int8-static&#34;" in page
 
 

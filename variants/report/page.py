@@ -209,7 +209,8 @@ def _lineage(card: Card, standing: Standing) -> dict[str, Any]:
         "lineage": stored.variant.lineage,
         "sha256": stored.scorecard.sha256,
         "created": stored.variant.created,
-        "command": f"mipgate build {card.spec.model} --recipe {entry.id.recipe}",
+        "file": f"{entry.id.recipe}.json",
+        "command": f"mipgate build {card.spec.model} --recipe-file {entry.id.recipe}.json",
         "recipe": json.dumps(recipe, indent=2),
         "seconds": stored.scorecard.build_seconds,
     }
