@@ -64,7 +64,7 @@ class QuantizationAwareTraining(Pass[QatSettings, TorchModel, OnnxModel]):
     """
 
     name: ClassVar[str] = "int8-qat"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.ONNX
     number_format: ClassVar[str] = "int8"

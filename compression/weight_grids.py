@@ -98,7 +98,7 @@ class GridRounding(nn.Module):
         book, scale = self.grid(weight, self.axis)
         book = book.to(weight.device)
         relative = weight if scale is None else weight / scale.clamp(min=SMALLEST)
-        return torch.bucketize(relative, (book[1:] + book[:-1]) / 2), book, scale
+        return torch.bucketize(relative.contiguous(), (book[1:] + book[:-1]) / 2), book, scale
 
 
 def _largest(weight: Tensor) -> Tensor:

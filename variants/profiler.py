@@ -32,6 +32,8 @@ from variants.variant import Life
 from variants.worker import WorkerError, run
 
 log = logging.getLogger("mipgate.profiler")
+# A runtime that hangs on one artifact would keep all others from being measured, as one measures at a time.
+_TIMEOUT_S = 7200.0
 
 MEASURED = "measured"
 KEPT_S = 24 * 3600.0
@@ -259,4 +261,8 @@ def _measure(bench: Bench, item: StoredVariant, runtime: Runtime, host: Host, sh
     )
     lock = FileLock(subfolder("locks") / "profile.lock")
     with lock, tempfile.TemporaryDirectory(dir=subfolder("work")) as folder:
-        return run("variants.profiling", job, Profile, Path(folder), lambda what, fraction: None)
+        return run("variants.profiling", job, Profile, Path(folder), _silent, timeout_s=_TIMEOUT_S)
+
+
+def _silent(what: str, fraction: float) -> None:
+    """A measurement of one runtime is one step; it tells nothing of its own parts."""

@@ -8,17 +8,19 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from compression.base import BrokenPromiseError, PassContext, PassRefusedError
 from compression.data import Split, Splits
+from compression.fake_quantization import QUICKER
 from compression.inference import infer
 from compression.inspection import parameters, quantized_operators
 from compression.model import OnnxModel, TorchModel
 from compression.operations import flops
 from compression.pipeline import compress
 from compression.qat import QuantizationAwareTraining
+from compression.qat_graph import converted
 from compression.recipe import Recipe, step
 from compression.signature import Array, Signature, TensorSpec
 from compression.training import Training, seeded
@@ -57,6 +59,31 @@ def test_integers_answer_as_well_as_floats(
     assert accuracy(after, context.splits.test) >= accuracy(artifact, context.splits.test) - 0.02
     for rows in (1, 9):
         assert infer(after, context.splits.test, rows)[0].shape == (rows, 10)
+
+
+@pytest.mark.parametrize("settings", [{"learned_step": True}, {"clipping": "pact"}], ids=str)
+def test_steps_and_limits_are_learned(
+    settings: dict[str, object], reference: TorchModel, context: PassContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[Tensor] = []
+
+    def seen(module: fx.GraphModule) -> fx.GraphModule:
+        learned.extend(p for name, p in module.named_parameters() if name.endswith(("factor", "stretch")))
+        return converted(module)
+
+    monkeypatch.setattr("compression.qat.converted", seen)
+    qat(**settings, epochs=2).run(reference, context)
+    assert max(float(QUICKER * (each.detach() - 1.0).abs().max()) for each in learned) > 0.005
+
+
+@pytest.mark.parametrize("name", ["int8-qat", "pow2-weights"])
+def test_a_module_that_flattens_features_learns_with_autocast(
+    name: str, reference: TorchModel, context: PassContext
+) -> None:
+    """Where the processor has bfloat16, activations lie channels last."""
+    casting = replace(context, training=replace(context.training, autocast=True))
+    made = compress(Recipe(name="tried", steps=(step(name, epochs=1),)), reference, casting)
+    assert accuracy(made.artifact, context.splits.test) > 0.9
 
 
 def test_masked_weights_stay_zero(reference: TorchModel, context: PassContext) -> None:
