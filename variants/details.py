@@ -110,3 +110,10 @@ def portability(profiles: tuple[Profile, ...], refusals: Mapping[str, str]) -> l
         named = {"runtime": engine, "precision": precision, "threads": int(threads.removeprefix("x"))}
         refused.append(named | {"runs": False, "reason": reason})
     return [*ran, *refused]
+
+
+def facts_of(established: Mapping[str, Any]) -> str:
+    """What one step or check of a build established, in a line."""
+    named = {key: value for key, value in established.items() if key not in ("pass", "check")}
+    facts = established.get("facts", named)
+    return ", ".join(f"{key} {value}" for key, value in facts.items()) if isinstance(facts, dict) else ""

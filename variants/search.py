@@ -30,7 +30,7 @@ from variants.home import subfolder
 from variants.host import Host
 from variants.progress import Reporter
 from variants.reference import untrained
-from variants.search_space import Space, shortened, space_of, trains
+from variants.search_space import SPACE_VERSION, Space, shortened, space_of, trains
 from variants.spec import ModelSpec, SpecError, load_spec
 
 Objective = Literal["latency", "size"]
@@ -42,7 +42,9 @@ _TRIED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Two points below the floor weigh as much as costing 2.7 times as much.
 _PENALTY = 50.0
 _SEARCH = "search"
-# So many suggestions in a row that were tried already: nothing is left to try.
+# After so many suggestions in a row that were tried already they are drawn at random, and after so many
+# nothing is left to try.
+_REPEATED_BY_DESIGN = 5
 _MOST_REPEATED = 50
 
 
@@ -89,7 +91,8 @@ def search(
         progress: Receives the progress.
         floor: Lowest quality ratio on validation, such as 0.99.
         objective: What to make small: time per row, or bytes.
-        trials: How many recipes to try in all, earlier runs of the same search included.
+        trials: How many recipes to try in all, earlier runs of the same search included; fewer where nothing
+            else is left to try.
         epochs: Of each training; None for a quarter of the model's own.
         name: Of the winner's recipe; None for `search-latency` or `search-size`.
         fresh: Forgets what earlier runs tried.
@@ -117,12 +120,14 @@ def search(
             spec_name, catalog, host, progress,
             floor=floor, objective=objective, trials=trials, epochs=epochs, name=name, fresh=True,
         )  # fmt: skip
-    study = _study(folder, f"{objective}-{floor}-{epochs}-{reference}")
+    study = _study(folder, f"{objective}-{floor}-{epochs}-{reference}-{SPACE_VERSION}")
     space = space_of(spec, form, epochs)
     repeated = 0
     while (done := _done(study)) < trials and repeated < _MOST_REPEATED:
         tries.number = done
         repeated = 0 if _try(study, space, form, tries, floor) else repeated + 1
+        if repeated == _REPEATED_BY_DESIGN:
+            study.sampler = optuna.samplers.RandomSampler(seed=len(study.trials))
     standings = tries.standings()
     own = tries.reference(standings)
     tried = [s for s in standings if s.profile is not None and s is not own]

@@ -19,6 +19,8 @@ from compression.reparameterization import has_branches
 from compression.students import MULTIPLE
 from variants.spec import ModelSpec
 
+# Rises when other recipes are suggested: earlier trials are of another search then.
+SPACE_VERSION = 2
 UNCHANGED = "unchanged"
 PRUNED = "prune-structured"
 FACTORIZED = "low-rank"

@@ -166,6 +166,18 @@ def test_every_build_has_its_command_and_its_recipe(judged: tuple[Card, list[Sta
     assert "&#34;pass&#34;: &#34;int8-static&#34;" in page
 
 
+def test_every_runtime_says_how_it_ran_a_variant_or_why_not(judged: tuple[Card, list[Standing]]) -> None:
+    made, standings = judged
+    version = standings[1].entry.id.version
+    refusing = made.with_profiles(HOST, {}, {version: {"openvino bf16 x1": "it has no kernel for this"}})
+    page = render(refusing, standings, HOST)
+    section = page.partition('id="runtimes"')[2].partition("</section>")[0]
+    (ran, *_) = standings[1].profiles
+    assert f"<td><b>int8-static</b></td><td>{ran.runtime} {ran.precision} x{ran.threads}</td>" in section
+    assert "<td>openvino bf16 x1</td>" in section
+    assert "it has no kernel for this" in section
+
+
 def test_a_model_without_a_measured_reference_still_has_a_report() -> None:
     made = card(entry("fp32"))
     page = render(made, assess(made, {}, HOST), HOST)

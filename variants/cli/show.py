@@ -10,7 +10,7 @@ from variants.assessment import Standing, assess_model, describe, find_reference
 from variants.card import Card
 from variants.catalog import Catalog
 from variants.cli.output import human_bytes, json_option, print_json, print_table
-from variants.details import against_baseline, changed_classes, compression_ratios
+from variants.details import against_baseline, changed_classes, compression_ratios, facts_of
 from variants.host import Host, this_host
 from variants.labels import class_name, class_names
 from variants.profile import Profile
@@ -121,7 +121,7 @@ def print_variant(standing: Standing, reference: Standing | None, names: Sequenc
             ("built", _built(card)),
             ("smaller than the reference", _smaller(card, reference)),
             ("signal to noise", _noise(card)),
-            *((str(fact.get("pass", fact.get("check", ""))), _facts(fact)) for fact in card.invariants),
+            *((str(fact.get("pass", fact.get("check", ""))), facts_of(fact)) for fact in card.invariants),
         ]
     print_table(["", ""], [list(line) for line in lines])
     rows = [_latency_row(p, batch) for p in standing.profiles for batch in p.latency_ms]
@@ -213,9 +213,3 @@ def _latency_row(profile: Profile, batch: int) -> list[str]:
         _interval(profile.quality.validation),
         _interval(profile.quality.test),
     ]
-
-
-def _facts(fact: dict[str, object]) -> str:
-    shown = fact.get("facts", {key: value for key, value in fact.items() if key not in ("pass", "check")})
-    items = shown.items() if isinstance(shown, dict) else []
-    return ", ".join(f"{key} {value}" for key, value in items)

@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from variants.assessment import Standing, find_reference, measured_metric, tier_choice
-from variants.card import Card
-from variants.details import against_baseline, changed_classes
+from variants.card import Card, HostProfiles
+from variants.details import against_baseline, changed_classes, facts_of, portability
 from variants.host import Host
 from variants.labels import class_name, class_names
 from variants.quality import Estimate
@@ -70,6 +70,7 @@ def render(card: Card, standings: Sequence[Standing], host: Host) -> str:
         tiers=[(tier, tier_choice(standings, tier.min_quality_ratio)) for tier in card.spec.tiers],
         rows=[_row(s, reference) for s in standings],
         figures_of=[(s.entry.id.recipe, p, score) for s, p, score in charts.measured(standings)],
+        runtimes=list(_runtimes(standings, card.measured_on(host))),
         missing=[s for s in standings if s.profile is None],
         classes=list(_classes(standings, reference, names)),
         lineages=[_lineage(card, s) for s in standings if s.stored],
@@ -199,6 +200,16 @@ def _classes(
         yield standing.entry.id.recipe, ", ".join(said) or "none"
 
 
+def _runtimes(standings: Sequence[Standing], measured: HostProfiles) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Which runtimes of the host ran each variant, how fast and how faithfully, or why not."""
+    for standing in standings:
+        cost = {(p.runtime, p.precision, p.threads): p.predict_ms(1) for p in standing.profiles}
+        refusals = measured.refusals.get(standing.entry.id.version, {})
+        for row in portability(standing.profiles, refusals):
+            key = row["runtime"], row["precision"], row["threads"]
+            yield standing.entry.id.recipe, row | {"ms": cost.get(key)}
+
+
 def _lineage(card: Card, standing: Standing) -> dict[str, Any]:
     stored = standing.stored
     assert stored is not None
@@ -207,6 +218,9 @@ def _lineage(card: Card, standing: Standing) -> dict[str, Any]:
     return {
         "id": str(entry.id),
         "lineage": stored.variant.lineage,
+        "established": [
+            (each.get("pass", each.get("check", "")), facts_of(each)) for each in stored.scorecard.invariants
+        ],
         "sha256": stored.scorecard.sha256,
         "created": stored.variant.created,
         "file": f"{entry.id.recipe}.json",
