@@ -7,6 +7,7 @@ and what was touched within the hour.
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from variants.store import bytes_of
 _HOUR_S = 3600.0
 _DAY_S = 24 * _HOUR_S
 # Kept to save work that can be done again.
-_CHECKPOINTS, _TRIED = "checkpoints", ("searches", "replicates")
+_CHECKPOINTS, _REFERENCES, _TRIED = "checkpoints", "references", ("searches", "replicates")
 # Of a process that ended without clearing up.
 _WORK, _LEFT_OVER = "work", (".partial", ".lock")
 
@@ -128,13 +129,22 @@ def _stale(now: float) -> Iterator[_Victim]:
 
 
 def _cached(now: float) -> Iterator[_Victim]:
-    """Trainings, searches and replicates that nobody is at."""
+    """Trainings, searches, replicates and superseded references that nobody is at."""
     home = mipgate_home()
     tried = [path for name in _TRIED for path in (home / name).glob("*")]
-    for path in (*(home / _CHECKPOINTS).glob("*.safetensors"), *tried):
+    for path in (*(home / _CHECKPOINTS).glob("*.safetensors"), *_superseded(home), *tried):
         victim = _of_home(path, now)
         if now - victim.used > _HOUR_S:
             yield victim
+
+
+def _superseded(home: Path) -> Iterator[Path]:
+    """Trained references of each model, without the one that was used last."""
+    of_model: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in (home / _REFERENCES).glob("*.safetensors"):
+        of_model[path.stem.rpartition("-")[0]].append(path)
+    for paths in of_model.values():
+        yield from sorted(paths, key=_used)[:-1]
 
 
 def _retired(catalog: Catalog, busy: list[str]) -> Iterator[_Victim]:

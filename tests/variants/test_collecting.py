@@ -88,6 +88,13 @@ def test_a_quota_takes_the_oldest_of_what_may_go(home: Path, catalog: Catalog) -
     assert (home / "checkpoints/1.safetensors").exists()
 
 
+def test_of_a_models_trained_references_the_last_stays(home: Path, catalog: Catalog) -> None:
+    for name, days in (("net-aaa", 50), ("net-bbb", 60), ("other-ccc", 400)):
+        put(home, f"references/{name}.safetensors", days)
+    assert names(collect(catalog, NOW, unused_s=30 * DAY)) == ["references/net-bbb.safetensors"]
+    assert (home / "references/net-aaa.safetensors").exists()
+
+
 def test_retired_builds_give_way_and_what_serves_never_does(catalog: Catalog) -> None:
     fp16 = catalog.card(TINY.name).find("fp16").id
     full = collect(catalog, NOW, quota_bytes=1)

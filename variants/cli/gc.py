@@ -44,8 +44,9 @@ def command(unused_days: float, quota: int | None, dry_run: bool, as_json: bool)
     """Delete what nothing refers to, what was long not used, and what a quota has no room for.
 
     That is old cards, artifacts that no card or Bento names, what dead processes left behind, and trainings,
-    searches and replicates that nobody used for long. For a quota the oldest retired builds and more of these
-    follow. Released and candidate builds stay, and so does what a Bento packs or a running build may read.
+    searches and replicates that nobody used for long; of a model's trained references the last one stays.
+    For a quota the oldest retired builds and more of these follow. Released and candidate builds stay, and so
+    does what a Bento packs or a running build may read.
 
     Example: mipgate gc --quota 10GB --dry-run
     """
