@@ -61,9 +61,9 @@ class AccuracyControl(Int8Pass[AccuracyControlSettings]):
     """Quantizes as `int8-static`, then returns the most sensitive operators to float until quality is kept.
 
     Operators are ranked by the noise that each adds to the outputs when it alone is quantized
-    (signal-to-quantization-noise ratio); the fewest are returned that suffice, in this order, found by
-    bisection. After Wu et al. 2020, "Integer Quantization for Deep Learning Inference: Principles and
-    Empirical Evaluation", section 5.2 (partial quantization).
+    (signal-to-quantization-noise ratio); bisection finds how many must be returned, in this order: the
+    fewest, where quality never falls as one more returns. After Wu et al. 2020, "Integer Quantization for
+    Deep Learning Inference: Principles and Empirical Evaluation", section 5.2 (partial quantization).
     """
 
     name: ClassVar[str] = NAME

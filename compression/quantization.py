@@ -227,8 +227,9 @@ def still_promised(facts: Facts, artifact: OnnxModel) -> None:
 class DynamicInt8(Int8Pass[DynamicInt8Settings]):
     """Quantizes weights ahead and activations as they come; matrix products only, no data needed.
 
-    "Dynamic range quantization": the scale of an activation is measured on each batch, so that rows of one
-    batch influence each other slightly.
+    "Dynamic quantization" in Gholami et al. 2021, "A Survey of Quantization Methods for Efficient Neural
+    Network Inference", section III: the scale of an activation is measured on each batch, so that rows of
+    one batch influence each other slightly.
     """
 
     name: ClassVar[str] = "int8-dynamic"

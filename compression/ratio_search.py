@@ -40,7 +40,7 @@ class RatioSearchSettings(FineTuning):
         method: `greedy` measures how the loss rises as each layer narrows alone, and takes channels where
             they cost least per multiply-accumulate; `evolutionary` breeds whole sets of ratios.
         target_macs: Share of the multiply-accumulates that may be left.
-        trials: How many narrower models are judged.
+        trials: How many narrower models are judged; by `greedy` at least two of each layer.
         rows: How many validation rows judge each of them.
         folds: Parts of those rows that the search's own luck is measured on.
         recalibration: Calibration rows from which each model's normalizations are measured anew before it is

@@ -87,6 +87,7 @@ def build(
     jobs: int = 1,
     timeout_s: float | None = None,
     profiled: bool = True,
+    released: bool = True,
 ) -> Built:
     """Builds a model's recipes and publishes what came out.
 
@@ -100,6 +101,7 @@ def build(
         jobs: How many variants are compressed side by side.
         timeout_s: How long one variant may take; None for what its recipe or the spec says.
         profiled: Whether what has no profile of this host gets one now; else who serves it measures first.
+        released: Whether a model's first build gets traffic; else only its reference does.
 
     Raises:
         BuildError: The spec is wrong, the reference could not be built, or the card not be written.
@@ -109,7 +111,7 @@ def build(
         only = (*recipes, *(recipe.name for recipe in added))
         job = Job(spec_name, folder, only=only, added=tuple(added))
         prepared = _prepare(job, progress)
-        builds = _Builds(job, prepared, catalog, folder, progress, timeout_s)
+        builds = _Builds(job, prepared, catalog, folder, progress, timeout_s, released)
         with catalog.build_lock(prepared.spec.model):
             _require_same_requests(_card_in_force(catalog, prepared.spec.model), prepared.spec)
             builds.run(jobs, threads=max(1, host.cores // jobs))
@@ -133,6 +135,7 @@ class _Builds:
     folder: Path
     progress: Reporter
     timeout_s: float | None
+    released: bool
     stored: dict[str, StoredVariant] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)
@@ -266,14 +269,15 @@ def _require_same_requests(card: Card | None, spec: ServingSpec) -> None:
 
 
 def _with_entries(card: Card, prepared: Prepared, builds: _Builds) -> Card:
-    """The first build of a model releases its variants; later ones arrive as candidates."""
-    first_life = Life.CANDIDATE if card.is_released else Life.RELEASED
+    """The first build of a model releases its variants, if it may; later ones arrive as candidates."""
+    is_first = not card.is_released
     card = Card(prepared.spec, card.entries, card.hosts)
     for plan in prepared.plans:
         failure = builds.failures.get(plan.recipe)
         known = next((entry for entry in card.entries if entry.id == builds.id(plan)), None)
         if known is None or known.failure != failure:
-            life = Life.CANDIDATE if failure else first_life
+            gets_traffic = is_first and (builds.released or plan.recipe == prepared.spec.reference)
+            life = Life.RELEASED if gets_traffic and not failure else Life.CANDIDATE
             card = card.with_entry(Entry(builds.id(plan), life, plan.steps, failure))
     return card
 

@@ -24,7 +24,7 @@ from variants.progress import Reporter
 from variants.quality import judged_by, truth
 from variants.runtime import open_session, reference_runtime
 from variants.samples import read_split
-from variants.spec import ModelSpec, SpecError, load_spec
+from variants.spec import ModelSpec, load_spec
 from variants.variant import VariantId
 
 _SPLITS = {"validation": VALIDATION_FILE, "test": SAMPLES_FILE}
@@ -95,12 +95,10 @@ def replicate(
         seeds: How many.
 
     Raises:
-        BuildError: There is no such model or recipe, or a replicate cannot be built.
+        SpecError: There is no such model.
+        BuildError: There is no such recipe, or a replicate cannot be built.
     """
-    try:
-        spec = load_spec(spec_name)
-    except SpecError as error:
-        raise BuildError(str(error)) from error
+    spec = load_spec(spec_name)
     chosen = tuple(range(spec.seed, spec.seed + seeds))
     catalog = Catalog(root=subfolder("replicates") / spec.name / "store")
     wanted = [

@@ -31,7 +31,7 @@ from variants.host import Host
 from variants.progress import Reporter
 from variants.reference import untrained
 from variants.search_space import SPACE_VERSION, Space, shortened, space_of, trains
-from variants.spec import ModelSpec, SpecError, load_spec
+from variants.spec import ModelSpec, load_spec
 
 Objective = Literal["latency", "size"]
 
@@ -98,12 +98,10 @@ def search(
         fresh: Forgets what earlier runs tried.
 
     Raises:
-        BuildError: There is no such model, or its reference cannot be built.
+        SpecError: There is no such model.
+        BuildError: Its reference cannot be built.
     """
-    try:
-        spec = load_spec(spec_name)
-    except SpecError as error:
-        raise BuildError(str(error)) from error
+    spec = load_spec(spec_name)
     epochs = epochs or max(1, spec.training.epochs // 4)
     form = untrained(spec).form
     folder = subfolder("searches") / spec.name
@@ -136,9 +134,7 @@ def search(
     if best is not None:
         winner = Recipe.model_validate({"name": name or f"search-{objective}", "steps": best.entry.steps})
         (folder / f"{winner.name}.json").write_text(winner.model_dump_json(by_alias=True, indent=2) + "\n")
-        # Where nothing was built before, a first build is released: that is the reference, not the winner.
-        build(spec_name, catalog, host, progress, recipes=[spec.reference])
-        published = build(spec_name, catalog, host, progress, added=[winner])
+        published = build(spec_name, catalog, host, progress, added=[winner], released=False)
     complete = len(study.get_trials(states=(TrialState.COMPLETE,)))
     return Found(winner, published, list(_frontier(tried, tries.cost)), own, done, done - complete)
 

@@ -10,6 +10,10 @@ from compression.signature import Signature
 from variants.comparison import Comparison
 
 
+class SpecError(ValueError):
+    """A spec is missing or contradicts itself; the message says what to change."""
+
+
 @dataclass(frozen=True)
 class TierSpec:
     """A level of service that a request can ask for by name.

@@ -27,7 +27,7 @@ from variants.comparison import Baseline
 from variants.metrics import MetricError, check_metric
 from variants.registration import GRAPH_FILE, ROWS_FILE, Registration, find_registration
 from variants.samples import read_split
-from variants.serving_spec import DEFAULT_TIERS, ServingSpec, TierSpec, Transform
+from variants.serving_spec import DEFAULT_TIERS, ServingSpec, SpecError, TierSpec, Transform
 from variants.transform import DeclarationError
 from variants.transforms import check_declared
 
@@ -45,10 +45,6 @@ GRAPH_RECIPES = (
     Recipe(name="pruned", steps=(step("prune-structured", ratio=0.5),)),
     Recipe(name="distilled", steps=(step("distill", student="current"),)),
 )
-
-
-class SpecError(ValueError):
-    """A spec is missing or contradicts itself; the message says what to change."""
 
 
 @dataclass(frozen=True)

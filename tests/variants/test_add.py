@@ -38,7 +38,8 @@ from tests.conftest import Homes
 from variants.build_worker import quality_of
 from variants.registering import add
 from variants.registration import AddJob, RegistrationError, folder_of, registered
-from variants.spec import GRAPH_RECIPES, SpecError, load_spec
+from variants.serving_spec import SpecError
+from variants.spec import GRAPH_RECIPES, load_spec
 
 LABELS = np.arange(ROWS) % 4
 

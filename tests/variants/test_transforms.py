@@ -16,8 +16,7 @@ from PIL import Image
 from compression.signature import Signature, TensorSpec
 from tests.variants.transform_specs import PICTURE, TEXT, tokenizer
 from variants.picture import DecodeImage, ImageSettings
-from variants.serving_spec import transform
-from variants.spec import SpecError
+from variants.serving_spec import SpecError, transform
 from variants.transform import MAX_TENSOR_BYTES, DeclarationError, TransformError
 from variants.transforms import TRANSFORMS, Transforms, open_transforms
 

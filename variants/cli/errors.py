@@ -11,6 +11,7 @@ from variants.build import BuildError
 from variants.card import UnknownVariantError
 from variants.document import DocumentError
 from variants.runtime import RuntimeUnavailableError
+from variants.serving_spec import SpecError
 from variants.store import CatalogError
 from variants.variant import VariantNameError
 from variants.worker import WorkerError
@@ -20,6 +21,7 @@ _EXPECTED = (
     CatalogError,
     DocumentError,
     RuntimeUnavailableError,
+    SpecError,
     UnknownVariantError,
     VariantNameError,
     WorkerError,

@@ -15,6 +15,7 @@ VERBS = {
     "build": "Build, score, profile and publish a model's variants.",
     "list": "List models, or the variants of one.",
     "show": "Show a model or a variant in full.",
+    "survey": "Build every technique once: what does each bring?",
     "search": "Look for the cheapest recipe above a floor of quality.",
     "replicate": "Build a recipe with several seeds: merit, or luck?",
     "report": "Write one HTML file about a model and its variants.",
