@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
@@ -138,6 +138,24 @@ class PassContext:
             )
         self.curves.append(fitted.curve)
         return fitted.model
+
+
+def check_known(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
+    """Checks names that settings hold.
+
+    Args:
+        kind: What they name, such as `module`.
+        wanted: The names.
+        known: All that there are.
+
+    Raises:
+        PassRefusedError: Some are unknown.
+    """
+    there = list(filter(None, known))
+    if unknown := sorted(set(wanted) - set(there)):
+        raise PassRefusedError(
+            f"there is no {kind} {', '.join(unknown)}. {kind.capitalize()}s are {', '.join(there)}."
+        )
 
 
 def check_smaller(before: int, after: int, added: str, technique: str) -> Facts:

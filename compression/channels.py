@@ -23,7 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from compression.base import PassRefusedError
 from compression.data import Split
 from compression.model import TorchModel
-from compression.prunable_layers import LAYERS, LayerHooks, layers_cut_apart, layers_of_shared_weights
+from compression.prunable_layers import (
+    COSTLY,
+    LAYERS,
+    LayerHooks,
+    layers_cut_apart,
+    layers_of_shared_weights,
+)
 
 EXAMPLE_ROWS = 2
 # Ranked globally, a layer of small weights could lose all its channels.
@@ -317,7 +323,7 @@ def _described(
         if layer not in names:
             continue
         makes_them = graph.is_out_channel_pruning_fn(dependency.handler)
-        if isinstance(layer, LAYERS):
+        if isinstance(layer, COSTLY):
             (makes if makes_them else reads)[names[layer]] = len(channels)
         parts = math.lcm(parts, _cut_by(graph, dependency)[0])
     means = scores.detach().cpu().reshape(parts, -1).mean(0)
@@ -330,14 +336,17 @@ def _layer_costs(
 ) -> dict[str, tuple[float, int, int]]:
     costs: dict[str, tuple[float, int, int]] = {}
 
-    def record(layer: nn.Module, _: object, output: Tensor) -> None:
+    def record(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        inputs = weight.shape[1] * int(getattr(layer, "groups", 1))
-        macs = output.numel() / len(examples[0]) * weight[0].numel()
+        # A weight's first axis is that of its output; where a convolution is transposed, of its input.
+        near, far = weight.shape[0], weight.shape[1] * int(getattr(layer, "groups", 1))
+        inputs, outputs = (far, near) if isinstance(layer, LAYERS) else (near, far)
+        values = output if isinstance(layer, LAYERS) else given[0]
+        macs = values.numel() / len(examples[0]) * weight[0].numel()
         earlier = costs.get(names[layer], (0.0, 0, 0))[0]
-        costs[names[layer]] = (earlier + macs, inputs, weight.shape[0])
+        costs[names[layer]] = (earlier + macs, inputs, outputs)
 
-    with torch.no_grad(), LayerHooks(module, record):
+    with torch.no_grad(), LayerHooks(module, record, COSTLY):
         module(*examples)
     return costs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
@@ -14,10 +13,19 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compression.base import BrokenPromiseError, Facts, Pass, PassContext, PassRefusedError, Settings
+from compression.base import (
+    BrokenPromiseError,
+    Facts,
+    Pass,
+    PassContext,
+    PassRefusedError,
+    Settings,
+    check_known,
+)
 from compression.codebook import expanded
 from compression.finetuning import FineTuning
 from compression.model import Form, OnnxModel, TorchModel
+from compression.prunable_layers import layers_of_shared_weights
 from compression.rewriting import baked
 from compression.signature import Array
 
@@ -75,22 +83,12 @@ class Cluster(Pass[ClusterSettings, TorchModel, TorchModel]):
     def requires(self, model: TorchModel, context: PassContext) -> None:
         """Checks that there are layers of more weights than clusters, and something to fine-tune with."""
         modules = dict(model.module.named_modules())
-        if unknown := sorted({*self.settings.ignore, *self.settings.layers} - modules.keys()):
-            raise PassRefusedError(
-                f"there is no module {', '.join(unknown)}. Modules are {', '.join(filter(None, modules))}."
-            )
+        check_known("module", (*self.settings.ignore, *self.settings.layers), modules)
         layers = dict(self._layers(model.module))
         if not layers:
             raise PassRefusedError(
-                "no convolution or linear layer has more different weights than clusters. Use fewer "
-                "clusters, or leave cluster out."
-            )
-        owners = Counter(
-            id(weight) for part in model.module.modules() for weight in part.parameters(recurse=False)
-        )
-        if tied := [name for name, layer in layers.items() if owners[id(layer.weight)] > 1]:
-            raise PassRefusedError(
-                f"the weights of {', '.join(tied)} belong to other modules too. Name them in `ignore`."
+                "no convolution or linear layer has more different weights of its own than clusters. Use "
+                "fewer clusters, or leave cluster out."
             )
         self.settings.check(context)
 
@@ -142,8 +140,10 @@ class Cluster(Pass[ClusterSettings, TorchModel, TorchModel]):
 
     def _layers(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """The layers that are to share weights, by name."""
+        shared = layers_of_shared_weights(module)
         for name, layer in module.named_modules():
-            if isinstance(layer, (*_LINEAR, *_CONVOLUTIONS)) and name not in self.settings.ignore:
+            chosen = isinstance(layer, (*_LINEAR, *_CONVOLUTIONS)) and layer not in shared
+            if chosen and name not in self.settings.ignore:
                 wanted = self.settings.wanted(name, layer)
                 if len(np.unique(_weights(layer))) > wanted:
                     yield name, layer

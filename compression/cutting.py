@@ -64,8 +64,8 @@ def check_runs(model: TorchModel, context: PassContext) -> None:
     """
     try:
         outputs = predict(model, context.splits.train.take(slice(0, EXAMPLE_ROWS)))
-    except RuntimeError as error:
-        line = str(error).splitlines()[0]
+    except Exception as error:  # whatever the module's own code says of a width that it does not know
+        line = next(iter(str(error).splitlines()), type(error).__name__)
         raise PassRefusedError(
             f"the module does not run with fewer channels ({line}): its code fixes a width. Name the layers "
             "that make it in `ignore`."

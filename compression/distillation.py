@@ -24,7 +24,7 @@ from compression.hints import Hinted, Pair, Watching, attention_loss, hint_loss,
 from compression.imitation import AGREEMENTS, imitation_of, teacher_objective, teacher_of
 from compression.losses import Batch, Outputs
 from compression.model import Form, OnnxModel, TorchModel
-from compression.rewriting import modernized
+from compression.rewriting import modernized, plain
 from compression.stored_size import check_stored, stored_facts
 from compression.training import Objective, predict, seeded
 
@@ -151,14 +151,14 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
 
         def train(outputs: Outputs, batch: Batch) -> Tensor:
             loss = answers.train(outputs[:ends], batch)
-            taught, plain, regressed = (
+            taught, learned, regressed = (
                 watching.features(batch),
                 outputs[ends:][:count],
                 outputs[ends + count :],
             )
             for weight, distance, features in (
                 (settings.hint_weight, hint_loss, regressed),
-                (settings.attention_weight, attention_loss, plain),
+                (settings.attention_weight, attention_loss, learned),
             ):
                 if weight:
                     each = [distance(*compared) for compared in zip(features, taught, strict=True)]
@@ -178,7 +178,7 @@ class Distillation(Pass[DistillationSettings, TorchModel, TorchModel]):
     def _check_size(self, student: TorchModel, teacher: TorchModel) -> None:
         """A student from scratch is smaller; one that came in is different: sparse or of fewer bits."""
         if self.settings.student == CURRENT:
-            if student.weights_digest() == teacher.weights_digest():
+            if student.weights_digest() == plain(teacher).weights_digest():
                 raise PassRefusedError(
                     "the student is its own teacher. Name a student, or prune or quantize first."
                 )

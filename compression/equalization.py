@@ -91,7 +91,7 @@ class DataFree(Pass[DataFreeSettings, TorchModel, OnnxModel]):
         """Returns the equalized, corrected graph with explicit QDQ pairs."""
         settings = self.settings
         # Rounding what a product returns would need its range, which is known least.
-        scheme = Scheme(settings.per_channel, outputs_of_products=False)
+        scheme = Scheme(settings.per_channel, settings.reduce_range, outputs_of_products=False)
         ready = prepared(export(model))
         graph = ready.proto.graph
         excluded = names_of(ready, settings.exclude_nodes)

@@ -19,6 +19,8 @@ from compression.signature import Signature, TensorSpec
 
 # The newest opset that the exporter writes without a version conversion; onnxruntime and OpenVINO take it.
 OPSET = 18
+# Raise it when the same module is written differently: what was built is built anew.
+VERSION = 1
 # An example of one row would make the exporter believe that the batch is always one. What takes no input so
 # short, a wide kernel or several poolings, is tried with longer ones.
 EXAMPLE_LENGTHS = (2, 32, 256, 4096)

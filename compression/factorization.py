@@ -21,6 +21,7 @@ from compression.base import (
     PassContext,
     PassRefusedError,
     Settings,
+    check_known,
     held_by,
 )
 from compression.channels import EXAMPLE_ROWS, multiply_accumulates, parameters_of
@@ -118,11 +119,7 @@ class LowRank(Pass[LowRankSettings, TorchModel, TorchModel]):
         settings = self.settings
         settings.check(context)
         names = dict(model.module.named_modules())
-        if unknown := sorted(set(settings.ignore) - names.keys()):
-            raise PassRefusedError(
-                f"there is no module {', '.join(unknown)} to ignore. There are "
-                f"{', '.join(filter(None, names))}."
-            )
+        check_known("module", settings.ignore, names)
         candidates = splittable(model.module, settings.ignore)
         if not candidates:
             raise PassRefusedError(

@@ -8,8 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-# Without -128 the range is symmetric, and zero is exactly zero.
-WEIGHT_MAX = 127
 ACTIVATION_MAX = 255
 SMALLEST = 1e-8
 # How much faster than weights learned steps and limits move.
@@ -38,29 +36,31 @@ class WeightQuantizer(nn.Module):
         weight: The weight `(..., channels, ...)` to begin with.
         axis: Where the output channels are.
         learned: Whether the scales are learned; otherwise they follow the largest weight of each channel.
+        bits: Length of an integer.
     """
 
-    def __init__(self, weight: Tensor, axis: int, learned: bool) -> None:
+    def __init__(self, weight: Tensor, axis: int, learned: bool, bits: int = 8) -> None:
         super().__init__()
         self.axis = axis
+        self.most: int = 2 ** (bits - 1) - 1  # without the one more below, zero is exactly zero
         self.learned = learned
         if learned:
-            start = self._largest(weight) / WEIGHT_MAX
+            start = self._largest(weight) / self.most
             self.register_buffer("start", start)
             self.factor = nn.Parameter(torch.ones(start.numel()))
 
     def scale(self, weight: Tensor) -> Tensor:
         """One scale per channel, of a shape that broadcasts to the weight."""
         if not self.learned:
-            return self._largest(weight) / WEIGHT_MAX
+            return self._largest(weight) / self.most
         start = self.get_buffer("start")
-        pace = _pace(start, weight.numel() / start.numel(), WEIGHT_MAX)
+        pace = _pace(start, weight.numel() / start.numel(), self.most)
         factor = scaled_gradient(_quick(self.factor.reshape(start.shape)), pace)
         return start * factor.abs().clamp(min=SMALLEST)
 
     def codes(self, weight: Tensor) -> Tensor:
         """The integers that stand for the weight, as floats."""
-        return rounded((weight / self.scale(weight)).clamp(-WEIGHT_MAX, WEIGHT_MAX))
+        return rounded((weight / self.scale(weight)).clamp(-self.most, self.most))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as eight bits hold it."""
@@ -69,7 +69,7 @@ class WeightQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """What tells this quantizer from others."""
-        return f"axis={self.axis}, learned={self.learned}"
+        return f"axis={self.axis}, learned={self.learned}, most={self.most}"
 
     def _largest(self, weight: Tensor) -> Tensor:
         others = [axis for axis in range(weight.ndim) if axis != self.axis]

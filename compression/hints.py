@@ -164,7 +164,10 @@ def _lean(teacher: TorchModel, split: Split) -> nn.Module:
     except PassRefusedError:
         return copy.deepcopy(teacher.module).eval()
     answers = zip(predict(lean, rows), predict(teacher, rows), strict=True)
-    same = all(np.abs(ours - whole).max() <= _SAME * np.abs(whole).max() for ours, whole in answers)
+    same = all(
+        np.abs(ours.astype(np.float64) - whole).max() <= _SAME * np.abs(whole).max()
+        for ours, whole in answers
+    )
     return lean.module if same else copy.deepcopy(teacher.module).eval()
 
 

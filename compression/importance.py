@@ -14,7 +14,7 @@ from torch_pruning.pruner import function
 
 from compression.base import PassContext, PassRefusedError
 from compression.channels import LibraryGroup, Score, Survey, survey, traceable
-from compression.data import Split
+from compression.data import Split, Splits
 from compression.losses import Batch, labelled_loss
 from compression.model import TorchModel
 from compression.prunable_layers import LAYERS
@@ -61,8 +61,8 @@ def check_importance(importance: Importance, model: TorchModel, context: PassCon
         raise PassRefusedError(
             "the model has no batch normalization whose scale could tell. Use another importance."
         )
-    if importance == "taylor" and context.splits.train.labels is None:
-        raise PassRefusedError("taylor needs the loss's gradient and train has no labels. Use l2.")
+    if importance == "taylor" and _labelled(context.splits).labels is None:
+        raise PassRefusedError("taylor needs the loss's gradient and there are no labels. Use l2.")
 
 
 class _Sensitivity:
@@ -112,11 +112,16 @@ class _Sensitivity:
 
 
 def _labelled_batches(context: PassContext) -> Iterator[Split]:
-    """Rows of the calibration split, of train where that has no labels."""
-    splits = context.splits
-    split = splits.train if splits.calibration.labels is None else splits.calibration
-    for start in range(0, min(len(split), _TAYLOR_ROWS), _TAYLOR_BATCH):
-        yield split.take(slice(start, start + _TAYLOR_BATCH))
+    """Rows of what has labels, each batch spread over all of them: neighbours may be of one kind."""
+    rows = _labelled(context.splits).spread(_TAYLOR_ROWS)
+    batches = math.ceil(len(rows) / _TAYLOR_BATCH)
+    for first in range(batches):
+        yield rows.take(slice(first, None, batches))
+
+
+def _labelled(splits: Splits) -> Split:
+    """The calibration split, or train where that has no labels."""
+    return splits.train if splits.calibration.labels is None else splits.calibration
 
 
 def _magnitude(norm: int) -> Callable[[PassContext], Score]:

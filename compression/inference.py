@@ -7,9 +7,8 @@ import onnxruntime as ort
 
 from compression.data import Split
 from compression.model import OnnxModel
+from compression.sessions import ERRORS_ONLY, NOTHING, open_exactly
 from compression.signature import Array
-
-_ERRORS_ONLY, _NOTHING = 3, 4
 
 
 def open_session(
@@ -23,12 +22,16 @@ def open_session(
         fused: Whether onnxruntime may rewrite the graph to be faster.
         silent: Logs not even errors, which are raised anyway.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = _NOTHING if silent else _ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    if not fused:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def configure(options: ort.SessionOptions) -> None:
+        options.intra_op_num_threads = threads
+        if not fused:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+    severity = NOTHING if silent else ERRORS_ONLY
+    return open_exactly(
+        proto.SerializeToString(), configure, severity=severity, providers=["CPUExecutionProvider"]
+    )
 
 
 def infer(model: OnnxModel, split: Split, rows: int) -> list[Array]:

@@ -17,7 +17,9 @@ from compression.base import (
     PassContext,
     PassRefusedError,
     Settings,
+    check_known,
     check_smaller,
+    scaled_apart,
 )
 from compression.chatter import logging_left_alone, quiet
 from compression.model import Form, OnnxModel
@@ -65,18 +67,14 @@ class Int4Weights(Pass[Int4Settings, OnnxModel, OnnxModel]):
     settings_class: ClassVar[type[Settings]] = Int4Settings
 
     def refused_after(self, before: AnyPass) -> str:
-        """Refuses matrix products whose weights are no float32 any more."""
-        if before.number_format not in ("float16", self.number_format):
-            return ""
-        return f"weights are {before.number_format} then. Round once, from float32"
+        """Refuses matrix products whose weights are no float32 any more, or share values."""
+        if before.number_format in ("float16", self.number_format):
+            return f"weights are {before.number_format} then. Round once, from float32"
+        return scaled_apart(before)
 
     def requires(self, model: OnnxModel, context: PassContext) -> None:
         """Checks that there are matrix products with float32 weights, and that excluded nodes exist."""
-        names = {node.name for node in model.proto.graph.node}
-        if unknown := sorted(set(self.settings.exclude_nodes) - names):
-            raise PassRefusedError(
-                f"there is no node {', '.join(unknown)}. Nodes are named {', '.join(sorted(names))}."
-            )
+        check_known("node", self.settings.exclude_nodes, (node.name for node in model.proto.graph.node))
         if not self._products(model.proto.graph):
             raise PassRefusedError(
                 "the model has no MatMul or Gemm with stored float32 weights. Use pow2-weights or cluster."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -38,6 +38,39 @@ def argument(node: fx.Node, position: int) -> fx.Node:
 def weight_of(module: fx.GraphModule, layer: fx.Node) -> Tensor:
     """A layer's present weight, with what normalization and masks do to it."""
     return constant(module, argument(layer, 1))
+
+
+def held_zeros(module: fx.GraphModule, layer: fx.Node) -> int:
+    """How many of a layer's weights a parametrization, such as a mask, holds at zero: others may learn."""
+    weight = argument(layer, 1)
+    is_held = any("parametrizations." in str(source.target) for source in _sources(weight))
+    return int((constant(module, weight) == 0).sum()) if is_held else 0
+
+
+def is_shared(module: fx.GraphModule, layer: fx.Node) -> bool:
+    """Whether a parameter of a layer's weight makes something else, too, such as an embedding's table."""
+    known = constants(module.graph)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    own = {id(parameters.get(str(source.target))) for source in _sources(argument(layer, 1))} - {id(None)}
+    waiting = [
+        node
+        for node in module.graph.nodes
+        if node.op == "get_attr" and id(parameters.get(str(node.target))) in own
+    ]
+    readers: set[fx.Node] = set()
+    while waiting:
+        users = waiting.pop().users
+        waiting.extend(user for user in users if user in known)
+        readers.update(user for user in users if user not in known)
+    return len(readers) > 1
+
+
+def _sources(weight: fx.Node) -> Iterator[fx.Node]:
+    """The stored tensors that a weight is made of."""
+    if weight.op == "get_attr":
+        yield weight
+    for given in weight.all_input_nodes:
+        yield from _sources(given)
 
 
 def place_on_weights(module: fx.GraphModule, parts: Mapping[fx.Node, nn.Module]) -> None:

@@ -13,6 +13,8 @@ from compression.classes import class_axis
 
 Outputs = tuple[Tensor, ...]
 
+_NO_CLASS = -100
+
 
 class TrainingError(ValueError):
     """A model cannot be trained as asked; the message says why."""
@@ -40,10 +42,26 @@ def cross_entropy(outputs: Outputs, batch: Batch, smoothing: float = 0.0) -> Ten
     """Mean cross entropy of the first output's logits against class numbers.
 
     Logits are `(batch, classes)`; for labels of more axes they have those, and the classes second or last.
+    Among those, labels that are no class, such as 255, mark what is not labelled and teaches nothing.
     """
     labels = labels_of(batch).long()
     logits = outputs[0].float().movedim(scores_axis(outputs[0], tuple(labels.shape)), 1)
-    return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    return _mean_over_known(logits, labels, smoothing)
+
+
+def _mean_over_known(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross entropy over the labels that are classes; a row's only label has to be one."""
+    known = _are_classes(labels, logits.shape[1])
+    if labels.ndim == 1 or bool(known.all()):
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    # What is ignored has torch's own number for it.
+    taught = labels.where(known, _NO_CLASS)
+    total = functional.cross_entropy(logits, taught, reduction="sum", label_smoothing=smoothing)
+    return total / known.sum().clamp(min=1)
+
+
+def _are_classes(labels: Tensor, classes: int) -> Tensor:
+    return (labels >= 0) & (labels < classes)
 
 
 def mse(outputs: Outputs, batch: Batch) -> Tensor:
@@ -58,13 +76,14 @@ def segmentation(outputs: Outputs, batch: Batch) -> Tensor:
     Args:
         outputs: Logits `(batch, classes, height, width)`; then, if there is one more output, how many classes
             beside class 0, the background, a picture shows, `(batch, 1)`.
-        batch: With labels `(batch, height, width)`, the class of each pixel.
+        batch: With labels `(batch, height, width)`, the class of each pixel; others mark what has none.
     """
     classes = labels_of(batch).long()
-    loss = functional.cross_entropy(outputs[0].float(), classes)
+    loss = _mean_over_known(outputs[0].float(), classes, 0.0)
     if len(outputs) == 1:
         return loss
-    shown = functional.one_hot(classes.flatten(1), outputs[0].shape[1]).amax(dim=1)[:, 1:].sum(dim=1)
+    known = classes.where(_are_classes(classes, outputs[0].shape[1]), 0)  # what is not labelled shows nothing
+    shown = functional.one_hot(known.flatten(1), outputs[0].shape[1]).amax(dim=1)[:, 1:].sum(dim=1)
     return loss + 0.1 * functional.smooth_l1_loss(outputs[1].float().flatten(), shown.float())
 
 

@@ -28,7 +28,7 @@ from compression.codebook import Codes, store_as_codes, stored_codes
 from compression.export import export
 from compression.imitation import imitation_of, teacher_objective, teacher_of
 from compression.inspection import weights_by_dtype
-from compression.layer_graph import layers, place_on_weights, placed, stored, weight_of
+from compression.layer_graph import held_zeros, is_shared, layers, place_on_weights, placed, stored, weight_of
 from compression.model import Form, OnnxModel, TorchModel
 from compression.tracing import TracingError, settled, traced
 from compression.training import labels_objective
@@ -143,7 +143,7 @@ class _CodedWeights(Pass[S, TorchModel, OnnxModel]):
             raise PassRefusedError(f"{error}. Use another technique.") from error
         if not self._chosen(graph):
             raise PassRefusedError(
-                "the model has no convolution or linear layer to round"
+                "the model has no convolution or linear layer with a weight of its own to round"
                 + (" between its first and its last. Set exclude_ends to false." if layers(graph) else ".")
             )
         shares = [float((weight_of(graph, layer) == 0).float().mean()) for layer in self._chosen(graph)]
@@ -187,11 +187,11 @@ class _CodedWeights(Pass[S, TorchModel, OnnxModel]):
         self._check_values(codes)
         bytes_before, bytes_after = export(before).proto.ByteSize(), after.proto.ByteSize()
         sizes = check_smaller(bytes_before, bytes_after, "codebooks", self.name)
-        zeros_before = sum(int((weight_of(graph, layer) == 0).sum()) for layer in chosen)
+        zeros_before = sum(held_zeros(graph, layer) for layer in chosen)
         zeros_after = sum(int((each.weight() == 0).sum()) for each in codes.values())
         if self.has_zero and zeros_after < zeros_before:
             raise BrokenPromiseError(
-                f"{zeros_before} weights were zero, {zeros_after} are left. Let masks be parametrizations."
+                f"{zeros_before} weights were held at zero, {zeros_after} zeros are left."
             )
         return {
             "gain": GAIN,
@@ -220,7 +220,7 @@ class _CodedWeights(Pass[S, TorchModel, OnnxModel]):
 
     def _chosen(self, graph: fx.GraphModule) -> dict[fx.Node, int]:
         """The layers to round, each with the axis of its weight's output channels."""
-        found = list(layers(graph).items())
+        found = [(layer, axis) for layer, axis in layers(graph).items() if not is_shared(graph, layer)]
         return dict(found[1:-1] if self.settings.exclude_ends else found)
 
 
@@ -232,7 +232,7 @@ class Pow2Weights(_CodedWeights[Pow2Settings]):
     """
 
     name: ClassVar[str] = "pow2-weights"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = Pow2Settings
 
     @property
@@ -258,7 +258,7 @@ class FixedPointWeights(_CodedWeights[FixedPointSettings]):
     """
 
     name: ClassVar[str] = "fixed-point-weights"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = FixedPointSettings
 
     @property
@@ -284,7 +284,7 @@ class BinaryWeights(_CodedWeights[BinarySettings]):
     """
 
     name: ClassVar[str] = "binary-weights"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = BinarySettings
     has_zero: ClassVar[bool] = False
 
@@ -311,7 +311,7 @@ class Fp8Weights(_CodedWeights[Fp8Settings]):
     """
 
     name: ClassVar[str] = "fp8-weights"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings_class: ClassVar[type[Settings]] = Fp8Settings
 
     @property

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from compression.base import AnyPass, CompressionError, Facts, PassContext, PassRefusedError
+from compression.export import VERSION as EXPORT_VERSION
 from compression.export import export
 from compression.model import Form, Model, OnnxModel, TorchModel
 from compression.recipe import Recipe
 from compression.registry import make_pass
 from compression.rewriting import plain
+from compression.training import VERSION as TRAINING_VERSION
 from compression.training import Report
 
-EXPORT = "export"
+TRAINING, EXPORT = "training", "export"
 
 
 class RecipeError(CompressionError):
@@ -67,12 +69,13 @@ def check(recipe: Recipe, source: Form) -> None:
 
 
 def pass_versions(recipe: Recipe) -> dict[str, int]:
-    """The version of each pass that the recipe uses, by name: a part of what identifies a build.
+    """The versions of training, of the export and of each pass, by name: a part of what identifies a build.
 
     Raises:
         RecipeError: A pass is unknown or its settings are wrong.
     """
-    return {each.name: each.version for each in _passes(recipe)}
+    common = {TRAINING: TRAINING_VERSION, EXPORT: EXPORT_VERSION}
+    return common | {each.name: each.version for each in _passes(recipe)}
 
 
 def compress(recipe: Recipe, reference: Model, context: PassContext) -> Compressed:

@@ -24,6 +24,7 @@ from compression.base import (
     PassContext,
     PassRefusedError,
     Settings,
+    check_known,
     check_smaller,
 )
 from compression.data import Split
@@ -124,11 +125,7 @@ class Float16(Pass[Float16Settings, OnnxModel, OnnxModel]):
                 "max_drop needs a metric and a labelled validation split. Leave it out; tolerance compares "
                 "outputs without either."
             )
-        names = {node.name for node in model.proto.graph.node}
-        if unknown := sorted(set(self.settings.keep_nodes) - names):
-            raise PassRefusedError(
-                f"there is no node {', '.join(unknown)}. Nodes are named {', '.join(sorted(names))}."
-            )
+        check_known("node", self.settings.keep_nodes, (node.name for node in model.proto.graph.node))
         if "float32" not in weights_by_dtype(model):
             raise PassRefusedError("the model has no float32 weights. There is nothing to convert.")
         for tensor in model.proto.graph.initializer:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# What has weights to multiply by: transposed convolutions keep the channels that they make, and read others'.
+COSTLY = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _RESHAPES = frozenset({"view", "reshape", "unflatten"})
 _TAKEN_APART = frozenset({"chunk", "split", "tensor_split", "unbind", "__getitem__"})
 _MIXES = frozenset({"linear", "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
@@ -22,14 +24,26 @@ def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 class LayerHooks:
-    """Calls a function after each layer's forward pass inside the block."""
+    """Calls a function after each layer's forward pass inside the block.
 
-    def __init__(self, module: nn.Module, function: Callable[[nn.Module, object, Tensor], None]) -> None:
+    Args:
+        module: What has the layers.
+        function: Takes a layer, what it was given, and its result.
+        kinds: Which layers.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        function: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None],
+        kinds: tuple[type[nn.Module], ...] = LAYERS,
+    ) -> None:
         self.module = module
         self.function = function
+        self.kinds = kinds
 
     def __enter__(self) -> None:
-        layers = (layer for layer in self.module.modules() if isinstance(layer, LAYERS))
+        layers = (layer for layer in self.module.modules() if isinstance(layer, self.kinds))
         self.handles = [layer.register_forward_hook(self.function) for layer in layers]
 
     def __exit__(self, *_: object) -> None:

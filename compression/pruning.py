@@ -18,6 +18,7 @@ from compression.base import (
     PassContext,
     PassRefusedError,
     Settings,
+    check_known,
     held_by,
 )
 from compression.channels import (
@@ -75,7 +76,7 @@ class StructuredPruning(Pass[StructuredPruningSettings, TorchModel, TorchModel])
     """
 
     name: ClassVar[str] = "prune-structured"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = StructuredPruningSettings
@@ -193,10 +194,7 @@ def check_prunable(model: TorchModel, ignore: tuple[str, ...] = ()) -> None:
             earlier pass has the shape of its weight.
     """
     modules = dict(model.module.named_modules())
-    if unknown := sorted(set(ignore) - modules.keys()):
-        raise PassRefusedError(
-            f"there is no module {', '.join(unknown)}. Modules are {', '.join(filter(None, modules))}."
-        )
+    check_known("module", ignore, modules)
     if sum(isinstance(module, LAYERS) for module in modules.values()) < 2:
         raise PassRefusedError(
             "the model has fewer than two convolutions or linear layers: all its channels are outputs. "

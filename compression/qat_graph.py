@@ -18,7 +18,6 @@ from torch import Tensor, fx, nn
 
 from compression.fake_quantization import (
     ACTIVATION_MAX,
-    WEIGHT_MAX,
     ActivationQuantizer,
     RangeRule,
     WeightQuantizer,
@@ -54,10 +53,12 @@ class Rules:
     Attributes:
         weights_learned: Learns the scales of weights.
         activations: How the ranges of activations move.
+        weight_bits: Length of a weight.
     """
 
     weights_learned: bool
     activations: RangeRule
+    weight_bits: int = 8
 
 
 def prepare(module: fx.GraphModule, rules: Rules) -> fx.GraphModule:
@@ -84,7 +85,7 @@ def prepare(module: fx.GraphModule, rules: Rules) -> fx.GraphModule:
         for reader in readers:
             reader.replace_input_with(value, rounded)
     rounding = {
-        layer: WeightQuantizer(weight_of(module, layer), axis, rules.weights_learned)
+        layer: WeightQuantizer(weight_of(module, layer), axis, rules.weights_learned, rules.weight_bits)
         for layer, axis in heavy.items()
     }
     place_on_weights(module, rounding)
@@ -129,7 +130,7 @@ def _store(module: fx.GraphModule, layer: fx.Node, quantizer: WeightQuantizer) -
         scale = quantizer.scale(weight)
         if offset is not None:
             scale = torch.maximum(scale, offset.abs().reshape(scale.shape) / (step * _BIAS_ROOM))
-        codes = (weight / scale).round().clamp(-WEIGHT_MAX, WEIGHT_MAX).to(torch.int8)
+        codes = (weight / scale).round().clamp(-quantizer.most, quantizer.most).to(torch.int8)
     with module.graph.inserting_before(layer):
         each = scale.reshape(-1)
         layer.update_arg(1, _dequantized(module, name, codes, each, quantizer.axis))

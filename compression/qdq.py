@@ -40,6 +40,7 @@ class Scheme:
 
     Attributes:
         per_channel: One scale per output channel of a weight instead of one per weight.
+        reduce_range: Weights of seven bits.
         symmetric: Activation ranges are widened to be symmetric around zero.
         activations: Integer type of activations. Only unsigned activations with signed weights reach the
             int8 units of x86 processors.
@@ -49,6 +50,7 @@ class Scheme:
     """
 
     per_channel: bool = True
+    reduce_range: bool = False
     symmetric: bool = False
     activations: ActivationType = "uint8"
     operators: tuple[str, ...] = OPERATORS
@@ -168,7 +170,7 @@ def quantized(
         quantizer = QDQQuantizer(
             proto,
             per_channel=scheme.per_channel,
-            reduce_range=False,
+            reduce_range=scheme.reduce_range,
             weight_qType=QuantType.QInt8,
             activation_qType=_ACTIVATION_TYPES[scheme.activations],
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),
@@ -179,7 +181,13 @@ def quantized(
                 "ActivationSymmetric": scheme.symmetric,
                 "WeightSymmetric": True,
                 "TensorQuantOverrides": {
-                    name: [{"quant_type": QuantType.QInt8, "symmetric": True}]
+                    name: [
+                        {
+                            "quant_type": QuantType.QInt8,
+                            "symmetric": True,
+                            "reduce_range": scheme.reduce_range,
+                        }
+                    ]
                     for name in _of_one_scale(proto.graph)
                 },
                 "OpTypesToExcludeOutputQuantization": [] if scheme.outputs_of_products else list(PRODUCTS),

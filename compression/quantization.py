@@ -22,6 +22,7 @@ from compression.base import (
     PassContext,
     PassRefusedError,
     Settings,
+    check_known,
     check_smaller,
 )
 from compression.calibration import Calibration, Calibrator
@@ -50,10 +51,13 @@ class QuantizationSettings(Settings):
     Attributes:
         exclude_nodes: Names of nodes that stay float32, such as the first and the last layer.
         per_channel: One scale per output channel of a weight instead of one per weight.
+        reduce_range: Weights of seven bits, which x86 processors without VNNI multiply faster: sums of
+            products of eight bits overflow what they add in.
     """
 
     exclude_nodes: tuple[str, ...] = ()
     per_channel: bool = True
+    reduce_range: bool = False
 
 
 class DynamicInt8Settings(QuantizationSettings):
@@ -97,7 +101,7 @@ class StaticInt8Settings(CalibratedSettings):
     @property
     def scheme(self) -> Scheme:
         """How floats become integers."""
-        scheme = Scheme(self.per_channel, self.symmetric, self.activations)
+        scheme = Scheme(self.per_channel, self.reduce_range, self.symmetric, self.activations)
         return replace(
             scheme, operators=tuple(name for name in scheme.operators if name not in self.exclude_operators)
         )
@@ -144,11 +148,7 @@ class Int8Pass(Pass[S, OnnxModel, OnnxModel]):
             raise PassRefusedError("the model is float16. Quantize from float32.")
         if "float64" in stored and "float32" not in stored:
             raise PassRefusedError("the model is float64. Quantize from float32.")
-        names = {node.name for node in model.proto.graph.node}
-        if unknown := sorted(set(self.settings.exclude_nodes) - names):
-            raise PassRefusedError(
-                f"there is no node {', '.join(unknown)}. Nodes are named {', '.join(sorted(names))}."
-            )
+        check_known("node", self.settings.exclude_nodes, (node.name for node in model.proto.graph.node))
 
     def ensures(self, before: OnnxModel, after: OnnxModel, context: PassContext) -> Facts:
         """Checks for integer operators, int8 weights, a smaller file, and answers that are the model's."""
@@ -258,6 +258,7 @@ class DynamicInt8(Int8Pass[DynamicInt8Settings]):
                 # Dynamic quantization of convolutions is several times slower than float32 everywhere.
                 op_types_to_quantize=list(PRODUCTS),
                 per_channel=self.settings.per_channel,
+                reduce_range=self.settings.reduce_range,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=names_of(ready, self.settings.exclude_nodes),
                 extra_options={"MatMulConstBOnly": True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -72,7 +73,7 @@ class RatioSearch(Pass[RatioSearchSettings, TorchModel, TorchModel]):
     """
 
     name: ClassVar[str] = "prune-search"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     settings_class: ClassVar[type[Settings]] = RatioSearchSettings
@@ -268,7 +269,16 @@ def cross_validated(judged: Sequence[Sequence[float]]) -> float:
 
 
 def recalibrated(model: TorchModel, rows: Split) -> TorchModel:
-    """A copy of the model whose batch normalizations have the statistics of these rows."""
+    """A copy of the model whose batch normalizations have the statistics of these rows.
+
+    Raises:
+        PassRefusedError: It is one row, which has no variance.
+    """
+    if len(rows) < 2:
+        raise PassRefusedError(
+            "normalizations cannot be measured anew on a single row. Calibrate on more, or set "
+            "`recalibration` to 0."
+        )
     module = copy.deepcopy(model.module).eval()
     norms = [part for part in module.modules() if isinstance(part, NORMS) and part.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -278,10 +288,10 @@ def recalibrated(model: TorchModel, rows: Split) -> TorchModel:
         norm.train()
     device = next(module.parameters()).device
     with torch.no_grad():
-        for batch in rows.batches(PREDICT_BATCH):
-            inputs = [np.ascontiguousarray(batch[spec.name]) for spec in model.signature.inputs]
-            if len(inputs[0]) > 1:  # a single row has no variance
-                module(*(torch.from_numpy(array).to(device) for array in inputs))
+        # Each batch weighs the same in the average: they are of one length, give or take a row.
+        for part in np.array_split(np.arange(len(rows)), math.ceil(len(rows) / PREDICT_BATCH)):
+            inputs = [np.ascontiguousarray(rows.inputs[spec.name][part]) for spec in model.signature.inputs]
+            module(*(torch.from_numpy(array).to(device) for array in inputs))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

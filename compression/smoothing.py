@@ -53,6 +53,7 @@ class SmoothQuantSettings(CalibratedSettings):
         """How floats become integers: matrix products only, all between them stays float."""
         return Scheme(
             self.per_channel,
+            self.reduce_range,
             self.symmetric,
             self.activations,
             operators=PRODUCTS,

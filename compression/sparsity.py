@@ -20,13 +20,14 @@ from compression.base import (
     PassContext,
     PassRefusedError,
     Settings,
+    check_known,
     held_by,
 )
 from compression.finetuning import FineTuning, GradualFineTuning
 from compression.inspection import nonzero_parameters, parameters
 from compression.layer_weights import LayerWeight, layer_weights
 from compression.model import Form, OnnxModel, TorchModel
-from compression.prunable_layers import layers_of
+from compression.prunable_layers import layers_of, layers_of_shared_weights
 from compression.signature import Array
 
 
@@ -67,11 +68,11 @@ class UnstructuredPruning(Pass[UnstructuredPruningSettings, TorchModel, TorchMod
 
     Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; over several
     rounds the ratio grows as in Zhu and Gupta 2017, "To Prune, or Not to Prune": fast at first, slowly at the
-    end. Biases and normalizations are left alone.
+    end. Biases, normalizations and weights that modules share are left alone.
     """
 
     name: ClassVar[str] = "prune-unstructured"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     holds_weights: ClassVar[bool] = True
@@ -163,11 +164,11 @@ class SemiStructuredPruning(Pass[SemiStructuredSettings, TorchModel, TorchModel]
 
     Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks": 2:4 is what sparse tensor cores multiply.
     On a CPU it is a storage technique. Layers whose input channels are no multiple of M are left alone, as
-    are biases and normalizations.
+    are biases, normalizations and weights that modules share.
     """
 
     name: ClassVar[str] = "prune-nm"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     takes: ClassVar[Form] = Form.TORCH
     gives: ClassVar[Form] = Form.TORCH
     holds_weights: ClassVar[bool] = True
@@ -233,14 +234,14 @@ def masked_layers(module: nn.Module, ignore: tuple[str, ...]) -> dict[str, nn.Mo
         PassRefusedError: A name in `ignore` is unknown, or no layer is left.
     """
     known = dict(module.named_modules())
-    if unknown := sorted(set(ignore) - known.keys()):
-        raise PassRefusedError(
-            f"there is no module {', '.join(unknown)}. Modules are {', '.join(filter(None, known))}."
-        )
+    check_known("module", ignore, known)
     spared = {part for name in ignore for part in known[name].modules()}
+    spared |= layers_of_shared_weights(module)  # with a mask in one, the file would hold both
     layers = {name: layer for name, layer in layers_of(module) if layer not in spared}
     if not layers:
-        raise PassRefusedError("the model has no convolution or linear layer to prune. Ignore fewer.")
+        raise PassRefusedError(
+            "the model has no convolution or linear layer with a weight of its own to prune. Ignore fewer."
+        )
     return layers
 
 

@@ -147,8 +147,8 @@ def fit(
         checkpoint: Where to go on from, and where to save after each epoch.
 
     Raises:
-        TrainingError: There is no such loss, optimizer or augmentation, labels are missing, or the loss
-            stopped being finite.
+        TrainingError: There is no such loss, optimizer or augmentation, labels are missing or would not move
+            with the pictures, nothing can learn, or the loss stopped being finite.
     """
     objective = objective or labels_objective(training)
     module = copy.deepcopy(model.module)
@@ -240,6 +240,12 @@ class _Learner:
         if training.augmentation is not None and training.augmentation not in AUGMENTATIONS:
             raise TrainingError(
                 f'unknown augmentation "{training.augmentation}". Use one of {", ".join(AUGMENTATIONS)}.'
+            )
+        moved = [name for name in ("augmentation", "small_images") if getattr(training, name)]
+        if moved and rows.labels is not None and rows.labels.ndim > 2:
+            raise TrainingError(
+                f"{' and '.join(moved)} would change the pictures and not the labels that lie over them. "
+                "Leave it out, or put changed rows with their labels into the train split."
             )
         self.autocast = Autocast(module, training.autocast)
         if self.autocast.enabled:
@@ -356,6 +362,10 @@ def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
         {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise TrainingError(
+            "the module has no parameter that learns. Set requires_grad, or leave out what trains."
+        )
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=training.learning_rate)
     if training.optimizer == "sgd":

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from compression.codebook import Codes
 
-SMALLEST = 1e-8
+# Stands for the zero of a layer without weights: far below any that a channel is scaled by.
+SMALLEST = 1e-30
 E4M3_MAX = 448.0
 
 # Of a weight and the axis of its output channels: the values, ascending, and a factor that broadcasts to the

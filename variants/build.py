@@ -185,7 +185,9 @@ class _Builds:
             shutil.rmtree(folder, ignore_errors=True)  # the next variant needs the space
 
     def _compress(self, plan: Planned, folder: Path, threads: int) -> Outcome:
-        job = replace(self.job, folder=folder, recipe=plan.recipe, data=plan.lineage.data)
+        job = replace(
+            self.job, folder=folder, recipe=plan.recipe, data=plan.lineage.data, source=plan.lineage.source
+        )
         report, limit = for_task(self.progress, plan.recipe), self.timeout_s or plan.timeout_s
         try:
             outcome = run(_WORKER, job, Result, folder, report, threads, limit).outcome

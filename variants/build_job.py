@@ -25,6 +25,7 @@ class Job:
         folder: Where it leaves files.
         recipe: The recipe to build, or None to prepare.
         data: Digest of the rows that the recipe was planned with.
+        source: Digest of the weights that it was planned with.
         only: Recipes that `prepare` plans beside the reference; empty for the spec's defaults.
         added: Recipes beside the spec's own, or in the place of one of the same name.
     """
@@ -33,6 +34,7 @@ class Job:
     folder: Path
     recipe: str | None = None
     data: str = ""
+    source: str = ""
     only: tuple[str, ...] = ()
     added: tuple[Recipe, ...] = ()
 

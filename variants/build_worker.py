@@ -48,7 +48,17 @@ _GOLDEN_ROWS = 16
 _PARITY_ROWS = 64
 
 # Libraries whose version can change an artifact.
-_SHAPING = ("torch", "onnx", "onnxscript", "onnxruntime", "optuna", "torch-pruning", "transformers")
+_SHAPING = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "optuna",
+    "torch",
+    "torch-pruning",
+    "transformers",
+)
 
 
 def prepare(job: Job) -> Prepared:
@@ -103,6 +113,11 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
             "would be trained on. Seed what draws them."
         )
     reference = reference_model(untrained(spec), spec, splits, report_to_parent)
+    if reference.weights_digest() != job.source:
+        return Outcome(
+            failed="the spec's `factory` gives other weights each time it is called: variants would be held "
+            "against another reference than their own. Seed what draws them, or load them from a file."
+        )
     recipe = spec.recipe(recipe_name)
     context = PassContext(
         splits,

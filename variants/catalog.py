@@ -95,6 +95,11 @@ class Catalog:
         return self._store.root
 
     @property
+    def staging(self) -> Path:
+        """Where entries of the store grow, and a process that was killed leaves some."""
+        return self._store.staging
+
+    @property
     def is_pinned(self) -> bool:
         """Whether it serves what a Bento packed, whatever is released later."""
         return self._pinned is not None
@@ -152,15 +157,24 @@ class Catalog:
         return self._store.folder(tag) / name
 
     def find(self, variant: VariantId) -> StoredVariant | None:
-        """The variant if it is in the store, its files not verified, else None."""
+        """The variant if it is in the store, its files not verified, else None.
+
+        Raises:
+            DamagedArtifactError: Its documents cannot be read, such as those of another version.
+        """
         folder = self._store.folder(variant.tag)
         if not (folder / VARIANT_FILE).is_file():
             return None
-        return StoredVariant(
-            document.read(Variant, folder / VARIANT_FILE),
-            document.read(Scorecard, folder / SCORECARD_FILE),
-            folder,
-        )
+        try:
+            return StoredVariant(
+                document.read(Variant, folder / VARIANT_FILE),
+                document.read(Scorecard, folder / SCORECARD_FILE),
+                folder,
+            )
+        except document.DocumentError as error:
+            raise DamagedArtifactError(
+                f"{variant} cannot be read: {error}. Run `mipgate build` again."
+            ) from error
 
     def open(self, variant: VariantId) -> StoredVariant:
         """The variant, every file verified against the digests that were published.
@@ -195,6 +209,10 @@ class Catalog:
     def publish(self, variant: Variant, scorecard: Scorecard, files: Mapping[str, Path]) -> StoredVariant:
         """Puts an artifact into the store, all of it or nothing; keeps what is there already."""
         labels = {"kind": "variant", "model": variant.id.model, "recipe": variant.id.recipe}
+        try:
+            self.find(variant.id)
+        except DamagedArtifactError:  # whole, and in words of another version
+            self._store.delete(variant.id.tag)
         with self._store.publishing(variant.id.tag, labels) as stage:
             for name, source in files.items():
                 shutil.copyfile(source, stage / name)
@@ -267,8 +285,9 @@ class Catalog:
             CatalogError: A Bento refers to it.
         """
         with self.lock(variant.model):
-            self.remove(variant)
+            _check_unpacked(str(variant), {variant.tag})
             self.change(variant.model, lambda card: card.without(variant))
+            self._store.delete(variant.tag)  # last: what no card names is garbage, not damage
 
     def forget_model(self, model: str) -> None:
         """Deletes a model: its artifacts, then its cards.
@@ -292,7 +311,11 @@ class Catalog:
         packed = {tag for tags in bento_references().values() for tag in tags}
         found = []
         for model in self.models():
-            card = self.card(model)
+            try:
+                card = self.card(model)
+            except CatalogError as error:
+                log.error("retired builds of %s are kept: %s", model, error)
+                continue
             reference = card.find(card.spec.reference).id if card.entries else None
             for entry in card.entries:
                 may_go = entry.life is Life.RETIRED and entry.id != reference and entry.id.tag not in packed
@@ -319,6 +342,8 @@ class Catalog:
                             self._store.delete(tag)
             except Timeout:
                 busy.append(model)
+            except DamagedArtifactError as error:
+                log.error("what %s has in the store is kept: %s", model, error)
         return deleted, busy
 
     def _unreferenced(self, model: str, packed: set[str], keep_cards: int) -> list[str]:

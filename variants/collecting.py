@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from variants.catalog import Catalog
@@ -24,6 +25,7 @@ _DAY_S = 24 * _HOUR_S
 _CHECKPOINTS, _REFERENCES, _TRIED = "checkpoints", "references", ("searches", "replicates")
 # Of a process that ended without clearing up.
 _WORK, _LEFT_OVER = "work", (".partial", ".lock")
+_REGISTERED, _STAGED = "registered", ".*"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Item:
     """Something that can be deleted.
 
     Attributes:
-        name: A tag of the store, or a path below the Mipgate home.
+        name: A tag of the store, a path below the Mipgate home, or one beside the store.
         why: Why it may go.
         bytes: What deleting it frees.
     """
@@ -94,12 +96,13 @@ def collect(
         quota_bytes: What catalog and home may hold together; None for as much as they do.
         dry_run: Only says what would be deleted.
     """
-    before = bytes_of(catalog.root, mipgate_home())
+    held = catalog.root, catalog.staging, mipgate_home()
+    before = bytes_of(*held)
     unnamed, left_alone = catalog.collect(dry_run=dry_run)
     busy = sorted({*left_alone, *catalog.building()})
     items = [Item(tag, "nothing refers to it", size) for tag, size in unnamed.items()]
     cached = [] if busy else list(_cached(now))  # a build may go on from any of them
-    doomed = [] if busy else list(_stale(now))
+    doomed = [] if busy else list(_stale(now, catalog.staging))
     doomed += [each for each in cached if now - each.used > unused_s]
     if quota_bytes is not None:
         left = before - sum(item.bytes for item in items) - sum(each.item.bytes for each in doomed)
@@ -114,15 +117,29 @@ def collect(
         if not dry_run:
             victim.delete()
     freed = sum(item.bytes for item in items)
-    held = before - freed if dry_run else bytes_of(catalog.root, mipgate_home())
-    return Collected(items, busy, held, quota_bytes)
+    left = before - freed if dry_run else bytes_of(*held)
+    return Collected(items, busy, left, quota_bytes)
 
 
-def _stale(now: float) -> Iterator[_Victim]:
+def _stale(now: float, staging: Path) -> Iterator[_Victim]:
     """What processes left behind that ended a day ago or earlier."""
     home = mipgate_home()
-    left = (path for ending in _LEFT_OVER for path in (home / _CHECKPOINTS).glob(f"*{ending}"))
-    for path in (*(home / _WORK).glob("*"), *(home / MEASURED).glob("*"), *left):
+    left = (
+        path
+        for folder in (_CHECKPOINTS, _REFERENCES)
+        for ending in _LEFT_OVER
+        for path in (home / folder).glob(f"*{ending}")
+    )
+    unfinished = (
+        folder.glob(pattern)
+        for folder, pattern in (
+            (staging, "*"),
+            (home / _WORK, "*"),
+            (home / MEASURED, "*"),
+            (home / _REGISTERED, _STAGED),
+        )
+    )
+    for path in (*chain.from_iterable(unfinished), *left):
         victim = _of_home(path, now)
         if now - victim.used > _DAY_S:
             yield victim
@@ -132,7 +149,8 @@ def _cached(now: float) -> Iterator[_Victim]:
     """Trainings, searches, replicates and superseded references that nobody is at."""
     home = mipgate_home()
     tried = [path for name in _TRIED for path in (home / name).glob("*")]
-    for path in (*(home / _CHECKPOINTS).glob("*.safetensors"), *_superseded(home), *tried):
+    trained = [*(home / _CHECKPOINTS).glob("*.safetensors"), *(home / _REFERENCES).glob("*.checkpoint")]
+    for path in (*trained, *_superseded(home), *tried):
         victim = _of_home(path, now)
         if now - victim.used > _HOUR_S:
             yield victim
@@ -158,9 +176,9 @@ def _retired(catalog: Catalog, busy: list[str]) -> Iterator[_Victim]:
 def _of_home(path: Path, now: float) -> _Victim:
     used = _used(path)
     why = f"last used {(now - used) / _DAY_S:.0f} days ago"
-    return _Victim(
-        Item(str(path.relative_to(mipgate_home())), why, bytes_of(path)), used, partial(_delete, path)
-    )
+    home = mipgate_home()
+    name = str(path.relative_to(home) if path.is_relative_to(home) else path)
+    return _Victim(Item(name, why, bytes_of(path)), used, partial(_delete, path))
 
 
 def _delete(path: Path) -> None:

@@ -34,9 +34,8 @@ class ClassChange:
 
 
 def confusion(answers: Array, labels: Array) -> Cells:
-    """Counts answers by label; of pixels, negative labels, which mark what is not labelled, are left out."""
-    truth, given = labels.reshape(-1).astype(np.int64), answers.reshape(-1).astype(np.int64)
-    pairs = np.stack([truth, given], axis=1)[(truth >= 0) | (labels.ndim == 1)]
+    """Counts answers by label, both `(answers,)`."""
+    pairs = np.stack([labels, answers], axis=1).astype(np.int64)
     cells: Cells = {}
     for (label, answer), count in zip(*np.unique(pairs, axis=0, return_counts=True), strict=True):
         cells.setdefault(int(label), {})[int(answer)] = int(count)

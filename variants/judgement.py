@@ -10,7 +10,7 @@ import numpy as np
 from compression.data import Split
 from compression.signature import Array
 from variants.confusion import Cells, confusion
-from variants.metrics import Metric, find_metric
+from variants.metrics import Metric, find_metric, labelled
 from variants.profile import Quality
 from variants.quality import agreement, estimate, judged_by, max_abs_error, truth
 from variants.robustness import DISTURBED_ROWS, Disturbed, Robustness, disturbed_pictures
@@ -98,7 +98,8 @@ def _confusion(metric: Metric, outputs: Answers, reference: Answers, labels: Arr
         return None
     if labels is None:
         labels = metric.answers(reference, None)
-    return confusion(metric.answers(outputs, labels.shape), labels)
+    known = labelled(metric, outputs, labels)
+    return confusion(metric.answers(outputs, labels.shape)[known], labels[known])
 
 
 def _robustness(

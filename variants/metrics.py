@@ -178,9 +178,8 @@ def _answers(outputs: Outputs, labels_shape: tuple[int, ...] | None) -> Integers
 
 def _correct(outputs: Outputs, labels: Array) -> Floats:
     output = first_output(outputs)
-    if not _is_classes(output):
-        _known(labels.reshape(len(labels), -1), output.shape[scores_axis(output.shape, labels.shape)])
-    return _per_row(predicted_classes(output, labels.shape) == labels)
+    right = (predicted_classes(output, labels.shape) == labels).reshape(len(labels), -1)
+    return _share_of_known(right, _known_labels(output, labels))
 
 
 def _among_top(outputs: Outputs, labels: Array) -> Floats:
@@ -188,9 +187,48 @@ def _among_top(outputs: Outputs, labels: Array) -> Floats:
     axis = scores_axis(scores.shape, labels.shape)
     if scores.shape[axis] <= _TOP:
         raise MetricError(f"top5-accuracy of {scores.shape[axis]} classes is always 1. Use accuracy.")
-    _known(labels.reshape(len(labels), -1), scores.shape[axis])
+    known = _known_labels(scores, labels)
     top = np.argpartition(-scores.astype(np.float64), _TOP - 1, axis=axis).take(range(_TOP), axis=axis)
-    return _per_row((top == np.expand_dims(labels, axis)).any(axis=axis))
+    right = (top == np.expand_dims(labels, axis)).any(axis=axis)
+    return _share_of_known(right.reshape(len(labels), -1), known)
+
+
+def _share_of_known(right: NDArray[np.bool_], known: NDArray[np.bool_]) -> Floats:
+    """How much of what is labelled in each row is right, `(rows, 1)`."""
+    counts = known.sum(axis=1, keepdims=True)
+    if not counts.all():
+        row = int(np.flatnonzero(counts == 0)[0])
+        raise MetricError(f"nothing in row {row} is labelled with a class. Leave such rows out.")
+    share: Floats = (right & known).sum(axis=1, keepdims=True) / counts
+    return share
+
+
+def labelled(metric: Metric, outputs: Outputs, labels: Array) -> NDArray[np.bool_]:
+    """Which labels are classes that the metric's output could answer: others mark what is not labelled.
+
+    Args:
+        metric: With answers that are classes.
+        outputs: Of the model, by name.
+        labels: `(rows, ...)`.
+
+    Returns:
+        Of the shape of the labels.
+    """
+    name = metric.name.partition("@")[2]
+    known = _known_labels(outputs[name] if name else first_output(outputs), labels)
+    return known.reshape(labels.shape)
+
+
+def _known_labels(output: Array, labels: Array) -> NDArray[np.bool_]:
+    """Which labels are classes, `(rows, labels)`; where answers are classes, all but negative ones.
+
+    Raises:
+        MetricError: A row's only label is none.
+    """
+    flat = labels.reshape(len(labels), -1)
+    if _is_classes(output):
+        return (flat >= 0) | (flat.shape[1] == 1)
+    return _known(flat, output.shape[scores_axis(output.shape, labels.shape)])
 
 
 def _class_counts(outputs: Outputs, labels: Array) -> tuple[Floats, Floats, Floats]:

@@ -174,7 +174,7 @@ def profile_model(
         host: This host.
         progress: Receives the progress.
         again: Whether variants that have profiles of this host are measured once more. Those that were held
-            against another reference, other rows or by another metric are in any case.
+            against another reference, other rows or by another metric are in any case; retired ones are not.
         doubted: Profiles by `recipe@build` that are to be replaced, unless someone did so meanwhile.
 
     Returns:
@@ -189,7 +189,8 @@ def profile_model(
         replaced = {v for v, profiles in (doubted or {}).items() if list(profiles) == known.get(v)}
         trusted = set() if again else known.keys() - replaced
         doubt = again or bool(replaced)
-        return _profile_missing(catalog, card, trusted, host, progress, again=doubt)
+        named = {e.id.version for e in card.entries if e.life is not Life.RETIRED} | replaced
+        return _profile_missing(catalog, card, named - trusted, host, progress, again=doubt)
 
 
 def misjudged(catalog: Catalog, card: Card, host: Host) -> dict[str, list[Profile]]:
@@ -208,12 +209,11 @@ def misjudged(catalog: Catalog, card: Card, host: Host) -> dict[str, list[Profil
 
 
 def _profile_missing(
-    catalog: Catalog, card: Card, trusted: Set[str], host: Host, progress: Reporter, *, again: bool
+    catalog: Catalog, card: Card, missing: Set[str], host: Host, progress: Reporter, *, again: bool
 ) -> Card:
     bench = _bench(catalog, card)
-    known = card.measured_on(host).profiles
-    trusted = {version for version in trusted if bench.has_judged(known[version])}
-    wanted = [e for e in card.entries if e.failure is None and e.id.version not in trusted]
+    missing |= misjudged(catalog, card, host).keys()
+    wanted = [entry for entry in card.entries if entry.failure is None and entry.id.version in missing]
     stored = []
     for entry in wanted:
         try:

@@ -58,7 +58,7 @@ def reference_model(model: Model, spec: ModelSpec, splits: Splits, report: Repor
                 checkpoint=checkpoint,
             )
             _save(trained, path)
-            checkpoint.path.unlink()
+            checkpoint.path.unlink(missing_ok=True)  # there is none of no epochs
     model.module.load_state_dict(load_file(path))
     return model
 

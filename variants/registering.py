@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from filelock import FileLock
 
 from compression.batching import PROBE_ROWS, batched
 from compression.data import Split, distinct, divided
@@ -255,7 +256,15 @@ _KNOWN = {
 def _publish(
     registration: Registration, files: Mapping[str, Path], replace: bool, rows: int, labelled: bool
 ) -> Added:
-    """Puts the registration in its place by one rename."""
+    """Puts the registration in its place by a rename; what it replaces is back there if that fails."""
+    name = registration.name
+    with FileLock(subfolder("locks") / f"add-{name}.lock"):
+        return _published(registration, files, replace, rows, labelled)
+
+
+def _published(
+    registration: Registration, files: Mapping[str, Path], replace: bool, rows: int, labelled: bool
+) -> Added:
     name = registration.name
     before = find_registration(name)
     if before == registration:
@@ -277,13 +286,24 @@ def _publish(
         for file, source in files.items():
             shutil.copyfile(source, stage / file)
         write_registration(stage, registration)
-        if target.exists():
-            target.rename(stage.with_suffix(".old"))
-        stage.rename(target)
+        _swap(stage, target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(stage.with_suffix(".old"), ignore_errors=True)
     return Added(registration, rows, labelled, changed=True)
+
+
+def _swap(stage: Path, target: Path) -> None:
+    """Puts a folder in the place of another, which is deleted afterwards."""
+    old = stage.with_suffix(".old")
+    if target.exists():
+        target.rename(old)
+    try:
+        stage.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def main() -> None:

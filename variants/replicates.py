@@ -18,7 +18,7 @@ from variants.catalog import SAMPLES_FILE, VALIDATION_FILE, Catalog
 from variants.home import subfolder
 from variants.host import Host
 from variants.intervals import percentile_interval, resample
-from variants.metrics import Floats, find_metric
+from variants.metrics import Floats, Metric, find_metric
 from variants.profiling import predict
 from variants.progress import Reporter
 from variants.quality import judged_by, truth
@@ -36,6 +36,8 @@ class Replicated:
 
     Attributes:
         split: `validation` or `test`.
+        metric: What it is judged by, which labels decide.
+        higher_is_better: Its direction.
         values: The metric for each seed, in the order of the seeds.
         against: The same of the other recipe; empty where there is none.
         interval: 95% of the mean difference, by the paired bootstrap over rows; None where there is no other.
@@ -43,6 +45,8 @@ class Replicated:
     """
 
     split: str
+    metric: str
+    higher_is_better: bool
     values: tuple[float, ...]
     against: tuple[float, ...]
     interval: tuple[float, float] | None
@@ -61,14 +65,10 @@ class Replicates:
     """A recipe's replicates, judged.
 
     Attributes:
-        metric: What they are judged by.
-        higher_is_better: Its direction.
         seeds: Which ones, in order.
         splits: What they came to.
     """
 
-    metric: str
-    higher_is_better: bool
     seeds: tuple[int, ...]
     splits: tuple[Replicated, ...]
 
@@ -112,7 +112,7 @@ def replicate(
     judge = _Judge(spec, catalog, built.ids, host)
     names = [[recipe.name for recipe in row] for row in wanted]
     splits = tuple(judge.judged(split, *names) for split in _SPLITS)
-    return Replicates(judge.metric.name, judge.metric.higher_is_better, chosen, splits)
+    return Replicates(chosen, splits)
 
 
 def _seeded(spec: ModelSpec, name: str, seed: int) -> Recipe:
@@ -129,38 +129,47 @@ class _Judge:
 
     def __init__(self, spec: ModelSpec, catalog: Catalog, ids: Mapping[str, VariantId], host: Host) -> None:
         self._spec, self._catalog, self._ids, self._host = spec, catalog, ids, host
-        self.metric = find_metric(spec.metric)
 
     def judged(self, name: str, ours: Sequence[str], theirs: Sequence[str] = ()) -> Replicated:
         """The values of all on one split, and the interval of the mean difference."""
         split = read_split(self._catalog.card_file(self._spec.name, _SPLITS[name]))
-        self.metric = judged_by(self.metric, split.labels)
-        against = truth(self.metric, self._answers(self._spec.reference, split), split.labels)
+        metric = judged_by(find_metric(self._spec.metric), split.labels)
+        against = truth(metric, self._answers(self._spec.reference, split), split.labels)
         first, second = (
-            [self.metric.rows(self._answers(recipe, split), against) for recipe in recipes]
+            [metric.rows(self._answers(recipe, split), against) for recipe in recipes]
             for recipes in (ours, theirs)
         )
         return Replicated(
-            name, self._values(first), self._values(second), self._interval(first, second), len(split)
+            name,
+            metric.name,
+            metric.higher_is_better,
+            _values(metric, first),
+            _values(metric, second),
+            _interval(metric, first, second),
+            len(split),
         )
 
     def _answers(self, recipe: str, split: Split) -> dict[str, Array]:
         stored = self._catalog.open(self._ids[recipe])
         return predict(open_session(stored.model_path, reference_runtime(self._host)), split)
 
-    def _values(self, seeds: Sequence[Floats]) -> tuple[float, ...]:
-        return tuple(float(self.metric.value(rows.mean(axis=0))) for rows in seeds)
 
-    def _interval(self, first: Sequence[Floats], second: Sequence[Floats]) -> tuple[float, float] | None:
-        if not second:
-            return None
+def _values(metric: Metric, seeds: Sequence[Floats]) -> tuple[float, ...]:
+    return tuple(float(metric.value(rows.mean(axis=0))) for rows in seeds)
 
-        def mean(seeds: Sequence[Floats], weights: Floats) -> Floats:
-            values: Floats = np.mean([self.metric.value(weights @ rows) for rows in seeds], axis=0)
-            return values
 
-        def means(weights: Floats) -> tuple[Floats, Floats]:
-            return mean(first, weights), mean(second, weights)
+def _interval(
+    metric: Metric, first: Sequence[Floats], second: Sequence[Floats]
+) -> tuple[float, float] | None:
+    if not second:
+        return None
 
-        ours, theirs = resample(len(first[0]), 0, means)
-        return percentile_interval(ours - theirs)
+    def mean(seeds: Sequence[Floats], weights: Floats) -> Floats:
+        values: Floats = np.mean([metric.value(weights @ rows) for rows in seeds], axis=0)
+        return values
+
+    def means(weights: Floats) -> tuple[Floats, Floats]:
+        return mean(first, weights), mean(second, weights)
+
+    ours, theirs = resample(len(first[0]), 0, means)
+    return percentile_interval(ours - theirs)

@@ -16,6 +16,7 @@ from typing import Any
 import onnxruntime as ort
 
 from compression.container import PACKED_SUFFIX, expand
+from compression.sessions import open_exactly
 from compression.signature import Array
 from variants.host import Host
 
@@ -204,14 +205,15 @@ def open_session(path: Path, runtime: Runtime) -> Session:
         raise RuntimeUnavailableError(f'unknown runtime "{runtime.engine}". There are {", ".join(ENGINES)}.')
     if reason := engine.why_missing():
         raise RuntimeUnavailableError(f"{runtime.engine} is missing: {reason}")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.inter_op_num_threads = 1
-    # Idle threads that spin would take the cores that requests are decoded on.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    engine.configure(options, runtime)
+
+    def configure(options: ort.SessionOptions) -> None:
+        options.inter_op_num_threads = 1
+        # Idle threads that spin would take the cores that requests are decoded on.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        engine.configure(options, runtime)
+
     try:
         model = expand(path.read_bytes()) if path.suffix == PACKED_SUFFIX else path
-        return Session(ort.InferenceSession(model, options), runtime)
+        return Session(open_exactly(model, configure), runtime)
     except Exception as error:
         raise RuntimeUnavailableError(f"{runtime} refuses {path.name}: {error}") from error

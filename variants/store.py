@@ -44,6 +44,11 @@ class Store:
         self._store = BentoMLContainer.model_store.get() if root is None else ModelStore(root)
         self.root = Path(self._store._path)
 
+    @property
+    def staging(self) -> Path:
+        """Where entries grow: beside the store, behind any link, as a rename does not cross disks."""
+        return self.root.resolve().parent / ".mipgate-staging"
+
     def folder(self, tag: str) -> Path:
         """Where the files of an entry lie, whether or not it is there."""
         name, _, version = tag.partition(":")
@@ -69,8 +74,7 @@ class Store:
         if target.exists() and not self.is_intact(tag):
             shutil.rmtree(target)
         self.root.mkdir(parents=True, exist_ok=True)
-        # Beside the store, behind any link: a rename does not cross disks.
-        stage = self.root.resolve().parent / ".mipgate-staging" / f"{os.getpid()}-{secrets.token_hex(4)}"
+        stage = self.staging / f"{os.getpid()}-{secrets.token_hex(4)}"
         stage.mkdir(parents=True)
         try:
             yield stage

@@ -109,6 +109,7 @@ def _techniques(epochs: int) -> dict[str, tuple[Step, ...]]:
         "int8-entropy": (step("int8-static", calibration="entropy"),),
         "int8-percentile": (step("int8-static", calibration="percentile"),),
         "int8-symmetric": (step("int8-static", symmetric=True, activations="int8"),),
+        "int8-reduced-range": (step("int8-static", reduce_range=True),),
         "int8-smoothquant": (step("int8-smoothquant"),),
         "int8-accuracy-control": (step("int8-accuracy-control"),),
         "int8-data-free": (step("int8-data-free"),),

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compression.base import PassContext, PassRefusedError
+from compression.channels import multiply_accumulates, narrowed
+from compression.importance import ranked_channels
 from compression.model import TorchModel
 from compression.pruning import StructuredPruning, StructuredPruningSettings
 from compression.training import seeded
@@ -104,6 +106,16 @@ def test_channels_that_cannot_go_stay_and_the_others_go(
     prune = pruning(importance=importance)
     prune.requires(model, context)
     assert prune.ensures(model, prune.run(model, context), context)["widths"] == narrower
+
+
+def test_what_a_transposed_convolution_costs_is_known(context: PassContext) -> None:
+    with seeded(0):
+        model = TorchModel(Narrowing(), DIGITS)
+    found = ranked_channels(model, context, "l2", ())
+    assert found.macs({}) == pytest.approx(multiply_accumulates(model, context.splits.train))
+    widths = {"first": 8, "deep": 16, "joined": 8}
+    narrow = narrowed(model, context.splits.train, found.groups, widths)
+    assert found.macs(widths) == pytest.approx(multiply_accumulates(narrow, context.splits.train))
 
 
 def test_a_layer_whose_channels_cannot_be_followed_is_named(context: PassContext) -> None:

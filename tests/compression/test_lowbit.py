@@ -16,7 +16,7 @@ from compression.model import OnnxModel, TorchModel
 from compression.operations import flops
 from compression.recipe import Step
 from compression.registry import make_pass
-from compression.weight_grids import GridRounding, bound, fixed_points, powers_of_two, signs
+from compression.weight_grids import GridRounding, bound, eight_bit_floats, fixed_points, powers_of_two, signs
 from tests.compression.small_digits import accuracy
 
 TECHNIQUES = {
@@ -50,6 +50,14 @@ def test_few_values_are_stored_small_and_answer_well(
     assert accuracy(after, context.splits.test) >= accuracy(artifact, context.splits.test) - 0.05
     with pytest.raises(BrokenPromiseError, match="no longer stored as codes"):
         each.holds(facts, expanded(after))
+
+
+def test_channels_of_tiny_weights_are_as_near_as_others() -> None:
+    weight = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+    weight[0] *= 1e-6
+    rounding = GridRounding(eight_bit_floats, 0, 8)
+    for near in (rounding(weight), torch.from_numpy(rounding.codes(weight).weight())):
+        assert ((near - weight).norm(dim=1) < 0.04 * weight.norm(dim=1)).all()
 
 
 def test_values_of_another_technique_break_the_promise(reference: TorchModel, context: PassContext) -> None:

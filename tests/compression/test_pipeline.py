@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compression import registry
+from compression import registry, training
 from compression.base import (
     BrokenPromiseError,
     Facts,
@@ -15,6 +15,7 @@ from compression.base import (
     Settings,
 )
 from compression.checkpoint import Checkpoints
+from compression.export import VERSION as EXPORT_VERSION
 from compression.inspection import parameters, quantized_operators
 from compression.model import Form, OnnxModel, TorchModel
 from compression.pipeline import (
@@ -151,6 +152,7 @@ def test_progress_rises_from_zero_to_one_and_names_the_pass(
         ((step("cluster"), step("int8-data-free")), Form.TORCH, "made alike would differ. Set equalize"),
         ((step("cluster"), step("int8-smoothquant")), Form.TORCH, "made alike would differ. Use int8-static"),
         ((step("fp16"), step("int4-weights")), Form.ONNX, "weights are float16 then. Round once"),
+        ((step("cluster"), step("int4-weights")), Form.TORCH, "that cluster made alike would differ"),
         ((step("int4-weights"), step("int4-weights")), Form.ONNX, "weights are int4 then. Round once"),
         ((step("fp16"), step("int8-smoothquant")), Form.ONNX, "weights are float16 then. Quantize once"),
     ],
@@ -248,9 +250,9 @@ def test_another_seed_other_data_or_settings_train_anew(
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
-def test_versions_name_each_pass_once() -> None:
+def test_versions_name_each_pass_once_and_what_all_share() -> None:
     versions = pass_versions(recipe(PRUNE, TEACH, step("fp16"), step("fp16")))
-    assert versions == {
+    assert versions == {"training": training.VERSION, "export": EXPORT_VERSION} | {
         name: registry.PASSES[name].version for name in ("prune-structured", "distill", "fp16")
     }
 

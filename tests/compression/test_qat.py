@@ -86,6 +86,21 @@ def test_a_module_that_flattens_features_learns_with_autocast(
     assert accuracy(made.artifact, context.splits.test) > 0.9
 
 
+def test_weights_of_seven_bits_leave_room_for_sums_of_sixteen(
+    reference: TorchModel, context: PassContext
+) -> None:
+    after = ran(qat(reduce_range=True), reference, context)
+    assert max(int(np.abs(codes.astype(int)).max()) for codes in integers(after)) == 63
+    assert accuracy(after, context.splits.test) > 0.9
+
+
+def test_zeros_that_nothing_holds_may_learn(reference: TorchModel, context: PassContext) -> None:
+    module = copy.deepcopy(reference.module)
+    with torch.no_grad():
+        next(part for part in module if isinstance(part, nn.Conv2d)).weight[:4] = 0.0
+    ran(qat(), TorchModel(module, DIGITS), context)
+
+
 def test_masked_weights_stay_zero(reference: TorchModel, context: PassContext) -> None:
     sparse = masked(reference)
     after = ran(qat(learned_step=True), sparse, context)

@@ -116,7 +116,9 @@ def test_an_embedding_that_is_also_the_last_layer_is_stored_once() -> None:
     ]
     stored = {"shared": WEIGHT.T[:tokens].repeat(8, axis=1), "bias": np.ones(tokens, np.float32)}
     graph, context = foreign(model(nodes, *ends, **stored))
-    artifact = compress(Recipe(name="tied", steps=(step("int8-static"),)), graph, context).artifact
+    # Of seven bits: onnxruntime cannot keep sums of shared weights from overflowing without VNNI.
+    recipe = Recipe(name="tied", steps=(step("int8-static", reduce_range=True),))
+    artifact = compress(recipe, graph, context).artifact
     assert weights_by_dtype(artifact)["int8"] == stored["shared"].size
     assert agreement(graph, artifact, context.splits.validation) > 20
 

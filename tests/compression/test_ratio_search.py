@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from compression.base import PassContext, PassRefusedError
+from compression.data import Split
 from compression.export import export
 from compression.model import OnnxModel, TorchModel
 from compression.operations import flops
 from compression.ratio_search import RatioSearch, RatioSearchSettings, cross_validated, recalibrated
-from compression.training import predict
+from compression.training import PREDICT_BATCH, predict
 from tests.compression.small_digits import DIGITS, accuracy
 
 
@@ -75,6 +76,16 @@ def test_normalizations_are_measured_anew_on_the_rows(reference: TorchModel, con
     ]
     assert quality[0] < 0.5
     assert quality[1] == pytest.approx(quality[2], abs=0.03)
+
+
+def test_every_row_weighs_the_same_in_normalizations_measured_anew(reference: TorchModel) -> None:
+    plain = np.random.default_rng(0).normal(size=(PREDICT_BATCH, 64)).astype(np.float32)
+    rows = np.concatenate([plain, 100 + plain[:2]])  # a batch of its own, if batches were full
+    mended = recalibrated(reference, Split({"image": rows})).module
+    exact = copy.deepcopy(reference.module)
+    first = next(part for part in mended if isinstance(part, nn.BatchNorm2d))
+    features = exact[:2](torch.from_numpy(rows))  # type: ignore[index]
+    assert torch.allclose(first.running_mean, features.mean((0, 2, 3)), rtol=0.02, atol=0.02)
 
 
 def test_what_cannot_work_is_refused(reference: TorchModel, context: PassContext) -> None:

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compression.base import PassContext
 from compression.checkpoint import Checkpoint, Checkpoints
 from compression.data import Split, Splits
-from compression.losses import TrainingError
+from compression.losses import Batch, TrainingError, labelled_loss
 from compression.model import TorchModel
 from compression.signature import Signature, TensorSpec
 from compression.training import Training, fit, lay_out, predict, seeded
@@ -130,6 +132,39 @@ def test_missing_labels_are_an_error_that_says_so(splits: Splits) -> None:
     bare = replace(splits.train, labels=None)
     with pytest.raises(TrainingError, match="needs labels"):
         fit(fresh(), bare, splits.validation, QUICK, seed=0, report=silent)
+
+
+@pytest.mark.parametrize("setting", [{"augmentation": "crop-flip"}, {"small_images": 0.5}])
+def test_pictures_do_not_move_under_labels_that_lie_over_them(setting: dict[str, Any]) -> None:
+    pixels = np.zeros((8, 3, 16, 16), np.float32)
+    split = Split({"x": pixels}, np.zeros((8, 16, 16), np.int64))
+    signature = Signature(
+        (TensorSpec("x", "float32", ("batch", 3, 16, 16)),),
+        (TensorSpec("y", "float32", ("batch", 2, 16, 16)),),
+    )
+    dense = TorchModel(nn.Conv2d(3, 2, 1), signature)
+    wrong = Training(epochs=1, loss="segmentation", **setting)
+    with pytest.raises(TrainingError, match=f"{next(iter(setting))} would change the pictures"):
+        fit(dense, split, split, wrong, seed=0, report=silent)
+
+
+def test_where_nothing_can_learn_the_error_says_so(splits: Splits) -> None:
+    frozen = fresh()
+    frozen.module.requires_grad_(False)
+    with pytest.raises(TrainingError, match="no parameter that learns"):
+        fit(frozen, splits.train, splits.validation, QUICK, seed=0, report=silent)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "segmentation"])
+def test_what_is_not_labelled_teaches_nothing(loss: str) -> None:
+    scores = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    marked = labels.clone()
+    marked[:, 0] = 255
+    judge = labelled_loss(loss)
+    given = judge((scores,), Batch(torch.arange(2), (), marked))
+    wanted = functional.cross_entropy(scores[:, :, 1:], labels[:, 1:])
+    assert given == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_an_unknown_loss_lists_the_known_ones(splits: Splits) -> None:

@@ -100,6 +100,25 @@ def test_the_same_again_changes_nothing_and_another_needs_to_replace(home: Path)
     assert registered() == ["mine", "second"]
 
 
+def test_what_cannot_be_replaced_is_there_still(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(job(home, plain()))
+    other = job(home, plain(), {"x": X[:50]})
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if target == folder_of("mine") and path.suffix != ".old":
+            raise OSError("no space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no space left"):
+        add(replace(other, replace=True))
+    monkeypatch.undo()
+    monkeypatch.setenv("MIPGATE_HOME", str(home / "mipgate"))
+    assert not add(job(home, plain())).changed
+    assert [path.name for path in folder_of("mine").parent.iterdir()] == ["mine"]
+
+
 def test_a_damaged_copy_is_not_built(home: Path) -> None:
     add(job(home, plain()))
     copy = folder_of("mine") / "model.onnx"

@@ -228,6 +228,11 @@ def test_splits_that_are_drawn_anew_each_time_build_nothing(empty: Homes) -> Non
     assert "gives other rows each time it is called" in ended.stderr
 
 
+def test_a_reference_that_is_drawn_anew_each_time_builds_nothing(empty: Homes) -> None:
+    ended = mipgate(empty, "build", f"{SPECS}:DRAWN", "--recipe", "fp32", status=1)
+    assert "gives other weights each time it is called" in ended.stderr
+
+
 def test_a_reference_whose_layers_share_weights_is_trained_and_kept(empty: Homes) -> None:
     for number in ("2 built, 0 cached", "0 built, 2 cached"):
         assert f"tiny: {number}" in mipgate(empty, "build", f"{SPECS}:TIED", "--quiet").stderr

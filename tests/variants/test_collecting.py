@@ -65,17 +65,42 @@ def test_what_is_old_goes_and_what_is_young_stays(home: Path, catalog: Catalog) 
     put(home, "references/net.safetensors", 400)
     for folder in ("searches/model-1", "searches/model-40", "work/tmpabc", "work/tmpnew"):
         os.utime(home / folder, (0, 0))
-    gone = ["checkpoints/40.safetensors", "searches/model-40", "work/tmpabc"]
+    put(home, "references/net-1.checkpoint", 40)
+    put(home, "registered/.mine-1234/model.onnx", 2)
+    os.utime(home / "registered/.mine-1234", (0, 0))
+    gone = [
+        "checkpoints/40.safetensors",
+        "references/net-1.checkpoint",
+        "registered/.mine-1234",
+        "searches/model-40",
+        "work/tmpabc",
+    ]
     tried = collect(catalog, NOW, dry_run=True)
     assert sorted(names(tried)) == gone
     assert (home / gone[0]).exists()
     found = collect(catalog, NOW)
-    assert (sorted(names(found)), found.freed_bytes) == (gone, 3000)
+    assert (sorted(names(found)), found.freed_bytes) == (gone, 5000)
     assert found.held_bytes == tried.held_bytes
     assert not any((home / name).exists() for name in gone)
     kept = ("checkpoints/1.safetensors", "searches/model-1", "work/tmpnew", "references/net.safetensors")
     assert all((home / name).exists() for name in kept)
     assert names(collect(catalog, NOW)) == []
+
+
+def test_what_a_killed_process_was_publishing_goes(home: Path, catalog: Catalog) -> None:
+    put(catalog.staging, "123-abcd/model.onnx", 2)
+    os.utime(catalog.staging / "123-abcd", (0, 0))
+    (name,) = names(collect(catalog, NOW))
+    assert name.endswith(".mipgate-staging/123-abcd")
+    assert not list(catalog.staging.iterdir())
+
+
+def test_a_model_without_a_card_stops_no_other(home: Path, catalog: Catalog) -> None:
+    for card in catalog.root.glob("tiny/*/card.json"):
+        card.write_text("{}")
+    put(home, "work/tmpabc/model.onnx", 2)
+    os.utime(home / "work/tmpabc", (0, 0))
+    assert names(collect(catalog, NOW, quota_bytes=0)) == ["work/tmpabc"]
 
 
 def test_a_quota_takes_the_oldest_of_what_may_go(home: Path, catalog: Catalog) -> None:

@@ -18,10 +18,6 @@ def test_what_never_happened_takes_no_room() -> None:
     assert confusion(answers, labels) == {0: {0: 1, 7: 1}, 999: {999: 2}}
 
 
-def test_what_is_not_labelled_is_left_out() -> None:
-    assert confusion(np.array([[1, 2]]), np.array([[1, -1]])) == {1: {1: 1}}
-
-
 def test_the_class_that_lost_most_comes_first() -> None:
     labels = np.repeat([0, 1, 2], 10)
     ours = labels.copy()

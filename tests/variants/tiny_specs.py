@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import nn
 
 from compression.data import Split, Splits
@@ -70,6 +71,16 @@ ENDLESS = replace(
 UNSEEDED = replace(
     TINY, splits=lambda: Splits(*(_split(np.random.default_rng(), rows) for rows in (64, 64, 80, 80)))
 )
+
+
+def _drawn() -> nn.Module:
+    module = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+    weight = np.random.default_rng().normal(size=(WIDTH, WIDTH)).astype(np.float32)
+    module[0].weight.data = torch.from_numpy(weight)
+    return module
+
+
+DRAWN = replace(TINY, factory=_drawn, recipes=TINY.recipes[:2])
 
 
 def _tied() -> nn.Module:

@@ -33,9 +33,9 @@ def command(model: str, recipe: str, against: str | None, seeds: int, as_json: b
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return
-    columns = ["split", "recipe", *(f"seed {seed}>" for seed in found.seeds), "mean>", "deviation>"]
+    columns = ["split", "metric", "recipe", *(f"seed {seed}>" for seed in found.seeds), "mean>", "deviation>"]
     rows = [row for split in found.splits for row in _rows(split, recipe, against)]
-    print_table(columns, rows, f"{found.metric} of {model}")
+    print_table(columns, rows, f"Quality of {model}")
     if against is not None:
         click.echo()
         for split in found.splits:
@@ -45,7 +45,14 @@ def command(model: str, recipe: str, against: str | None, seeds: int, as_json: b
 def _rows(split: Replicated, recipe: str, against: str | None) -> list[list[str]]:
     named = [(recipe, split.values)] + ([(against, split.against)] if against is not None else [])
     return [
-        [split.split, name, *(f"{v:.4f}" for v in values), f"{fmean(values):.4f}", f"{stdev(values):.4f}"]
+        [
+            split.split,
+            split.metric,
+            name,
+            *(f"{v:.4f}" for v in values),
+            f"{fmean(values):.4f}",
+            f"{stdev(values):.4f}",
+        ]
         for name, values in named
     ]
 
@@ -53,7 +60,7 @@ def _rows(split: Replicated, recipe: str, against: str | None) -> list[list[str]
 def _sentence(found: Replicates, split: Replicated, recipe: str, against: str) -> str:
     """What the seeds say together."""
     assert split.interval is not None  # there is another recipe
-    sign = 1 if found.higher_is_better else -1
+    sign = 1 if split.higher_is_better else -1
     won = sum(sign * difference > 0 for difference in split.differences)
     low, high = split.interval
     surely = "" if low > 0 or high < 0 else ", which may be none"
