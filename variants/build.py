@@ -135,7 +135,7 @@ class _Builds:
     folder: Path
     progress: Reporter
     timeout_s: float | None
-    released: bool
+    released: bool = True
     stored: dict[str, StoredVariant] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)

@@ -28,6 +28,21 @@ def fastest(items: Iterable[T], cost: Callable[[T], float], quality: Callable[[T
     return max((item for item in ranked if cost(item) <= limit), key=quality)
 
 
+def undominated(items: Iterable[T], cost: Callable[[T], float], quality: Callable[[T], float]) -> list[T]:
+    """The items that nothing cheaper, or as cheap, is as good as; the cheapest first.
+
+    Args:
+        items: What to choose from.
+        cost: Time or size of an item, in any unit.
+        quality: Quality of an item; more is better.
+    """
+    kept: list[T] = []
+    for item in sorted(items, key=lambda each: (cost(each), -quality(each))):
+        if not kept or quality(item) > quality(kept[-1]):
+            kept.append(item)
+    return kept
+
+
 def dominates(one: Profile, other: Profile) -> bool:
     """Whether one is at least as good in quality and faster at every batch size that both know."""
     sizes = one.latency_ms.keys() & other.latency_ms.keys()

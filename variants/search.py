@@ -7,7 +7,6 @@ judged on validation. Interrupted, the search goes on where it stood; nothing th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import log
@@ -25,7 +24,7 @@ from compression.recipe import Recipe
 from variants.assessment import Standing, assess_model
 from variants.build import BuildError, Built, build
 from variants.catalog import Catalog
-from variants.frontier import fastest
+from variants.frontier import fastest, undominated
 from variants.home import subfolder
 from variants.host import Host
 from variants.progress import Reporter
@@ -136,7 +135,9 @@ def search(
         (folder / f"{winner.name}.json").write_text(winner.model_dump_json(by_alias=True, indent=2) + "\n")
         published = build(spec_name, catalog, host, progress, added=[winner], released=False)
     complete = len(study.get_trials(states=(TrialState.COMPLETE,)))
-    return Found(winner, published, list(_frontier(tried, tries.cost)), own, done, done - complete)
+    return Found(
+        winner, published, undominated(tried, tries.cost, lambda s: s.ratio), own, done, done - complete
+    )
 
 
 @dataclass
@@ -243,11 +244,3 @@ def _try(study: optuna.Study, space: Space, form: Form, tries: _Tries, floor: fl
         return True
     study.tell(trial, value)
     return True
-
-
-def _frontier(tried: list[Standing], cost: Callable[[Standing], float]) -> Iterator[Standing]:
-    best = float("-inf")
-    for standing in sorted(tried, key=lambda s: (cost(s), -s.ratio)):
-        if standing.ratio > best:
-            best = standing.ratio
-            yield standing

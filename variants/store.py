@@ -152,6 +152,15 @@ def bento_references() -> dict[str, set[str]]:
     return {str(bento.tag): {str(m.tag) for m in bento.info.all_models} for bento in bentoml.bentos.list()}
 
 
+def human_bytes(count: float) -> str:
+    """`123 B`, `1.2 KB`, `3.4 MB`: decimal units."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 def bytes_of(*paths: Path) -> int:
     """Bytes of files, and of all files below folders; what has several names counts once."""
     found = {}

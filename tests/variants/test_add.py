@@ -110,11 +110,10 @@ def test_what_cannot_be_replaced_is_there_still(home: Path, monkeypatch: pytest.
             raise OSError("no space left on device")
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="no space left"):
-        add(replace(other, replace=True))
-    monkeypatch.undo()
-    monkeypatch.setenv("MIPGATE_HOME", str(home / "mipgate"))
+    with monkeypatch.context() as full:
+        full.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="no space left"):
+            add(replace(other, replace=True))
     assert not add(job(home, plain())).changed
     assert [path.name for path in folder_of("mine").parent.iterdir()] == ["mine"]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.variants.handmade import profile
-from variants.frontier import TIE, dominates, fastest
+from variants.frontier import TIE, dominates, fastest, undominated
 from variants.profile import BATCH_SIZES, Profile
 
 # Few values, so that equal ones come up.
@@ -101,3 +103,9 @@ def test_what_dominates_a_dominator_dominates(profiles: list[Profile]) -> None:
 @given(st.lists(SAME_SIZES, min_size=1, max_size=6))
 def test_something_is_always_left(profiles: list[Profile]) -> None:
     assert any(not any(dominates(other, one) for other in profiles) for one in profiles)
+
+
+def test_what_something_cheaper_is_as_good_as_is_dominated() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.5), (1.0, 0.4), (4.0, 0.8), (5.0, 0.95)]
+    assert undominated(points, itemgetter(0), itemgetter(1)) == [(1.0, 0.5), (3.0, 0.9), (5.0, 0.95)]
+    assert undominated([], itemgetter(0), itemgetter(1)) == []

@@ -12,12 +12,12 @@ from compression.model import Form
 from compression.pipeline import check
 from compression.recipe import Recipe, step
 from tests.variants.tiny_specs import TINY
-from variants.build import BuildError
 from variants.catalog import Catalog
 from variants.host import available_cores, this_host
 from variants.progress import Lines
 from variants.search import Found, search
 from variants.search_space import DEEP, OF_GRAPHS, OF_MODULES, Space, shortened, space_of, trains
+from variants.serving_spec import SpecError
 from variants.variant import Life
 from variants.zoo import cifar10
 
@@ -154,5 +154,5 @@ def test_a_model_that_changed_is_searched_anew(catalog: Catalog) -> None:
 
 
 def test_an_unknown_model_is_an_error_that_says_so(catalog: Catalog) -> None:
-    with pytest.raises(BuildError, match="no spec"):
+    with pytest.raises(SpecError, match="no spec"):
         search("nosuch", catalog, this_host(), Lines(), floor=0.9)

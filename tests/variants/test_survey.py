@@ -66,7 +66,6 @@ def surveyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surveyed]:
     home = tmp_path_factory.mktemp("survey")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MIPGATE_HOME", str(home / "mipgate"))
-        patched.setenv("BENTOML_HOME", str(home / "bentoml"))
         yield _surveyed(home)
 
 
@@ -74,7 +73,7 @@ def _surveyed(home: Path) -> Surveyed:
     onnx.save_model(plain().proto, home / "mine.onnx")
     np.savez(home / "rows.npz", **{"input:x": X, "labels": np.arange(ROWS) % 4})  # type: ignore[arg-type]
     add(AddJob(str(home / "mine.onnx"), home / "rows.npz"))
-    return survey("mine", Catalog(), HOST, Lines())
+    return survey("mine", Catalog(root=home / "store"), HOST, Lines())
 
 
 def test_a_graph_gets_what_needs_no_module_and_the_rest_is_named(surveyed: Surveyed) -> None:

@@ -16,9 +16,10 @@ import httpx
 
 from variants.assessment import assess_model, describe
 from variants.catalog import SAMPLES_FILE, Catalog
-from variants.cli.output import human_bytes, json_option, print_json, print_table
+from variants.cli.output import json_option, print_json, print_table
 from variants.cli.remote import key_option
 from variants.host import this_host
+from variants.store import human_bytes
 
 _FILES = ("report.html", "report.md", "report.png", "report.csv", "report.json")
 _NEEDED = ("locust", "matplotlib", "jinja2")

@@ -10,10 +10,11 @@ import bentoml
 import click
 
 from variants.catalog import Catalog
-from variants.cli.output import human_bytes, json_option, print_json, print_table
+from variants.cli.output import json_option, print_json, print_table
 from variants.home import mipgate_home
 from variants.host import installed_version, this_host
 from variants.runtime import ENGINES, available_runtimes
+from variants.store import human_bytes
 
 _PACKAGES = {
     "serve": (

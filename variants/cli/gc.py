@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from variants.catalog import Catalog
-from variants.cli.output import human_bytes, json_option, print_json
+from variants.cli.output import json_option, print_json
 from variants.collecting import collect
+from variants.store import human_bytes
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _DAY_S = 24 * 3600

@@ -32,12 +32,3 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     # Cells are never cut: a terminal that is too narrow wraps lines, a pipe has no width to fit into.
     natural = Console(width=_WIDEST).measure(table).maximum
     Console(width=max(natural, 20)).print(table)
-
-
-def human_bytes(count: float) -> str:
-    """`123 B`, `1.2 KB`, `3.4 MB`: decimal units."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

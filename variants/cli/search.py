@@ -6,12 +6,13 @@ import click
 
 from variants.assessment import Standing
 from variants.catalog import Catalog
-from variants.cli.output import human_bytes, print_table
+from variants.cli.output import print_table
 from variants.cli.remote import Remote, key_option, over_api_option
 from variants.cli.remote_job import run_job
 from variants.host import this_host
 from variants.progress import reporter
 from variants.search import Objective, search
+from variants.store import human_bytes
 
 
 @click.command(name="search")

@@ -9,13 +9,14 @@ import click
 from variants.assessment import Standing, assess_model, describe, find_reference, measured_metric, tier_choice
 from variants.card import Card
 from variants.catalog import Catalog
-from variants.cli.output import human_bytes, json_option, print_json, print_table
+from variants.cli.output import json_option, print_json, print_table
 from variants.details import against_baseline, changed_classes, compression_ratios, facts_of
 from variants.host import Host, this_host
 from variants.labels import class_name, class_names
 from variants.profile import Profile
 from variants.quality import Estimate
 from variants.scorecard import Scorecard
+from variants.store import human_bytes
 from variants.variant import parse_name
 
 _WORST = 5

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from operator import itemgetter
 from typing import Any
 
 from variants.assessment import Standing
 from variants.confusion import Cells
+from variants.frontier import undominated
+from variants.labels import class_name
 from variants.profile import Profile
 from variants.report.labels import named
 from variants.scorecard import Scorecard
@@ -54,7 +57,11 @@ def frontier(standings: Sequence[Standing], metric: str) -> Figure:
         "marker": {"size": 12, "color": [_colour(standing) for standing, _, _ in known]},
         "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4f}<extra></extra>",
     }
-    lines = {name: _staircase(xs, values) for name, xs in axes.items()}
+    best = {
+        name: undominated(zip(xs, values, strict=True), itemgetter(0), itemgetter(1))
+        for name, xs in axes.items()
+    }
+    lines = {name: ([x for x, _ in points], [y for _, y in points]) for name, points in best.items()}
     line = {
         "type": "scatter",
         "mode": "lines",
@@ -181,7 +188,7 @@ def confusions(standings: Sequence[Standing], names: Sequence[str], split: str =
     classes = sorted({label for _, cells in known for label in cells} | _answers(known))
     if len(classes) > 100:  # a picture of a thousand classes shows nothing
         return None
-    titles = [names[label] if label < len(names) else str(label) for label in classes]
+    titles = [class_name(label, names) for label in classes]
     grids = [_shares(cells, classes) for _, cells in known]
     heat = {
         "type": "heatmap",
@@ -302,17 +309,6 @@ def _colour(standing: Standing) -> str:
 
 def _axis_title(name: str) -> str:
     return "megabytes on disk" if name == "size" else f"milliseconds per row at {name}"
-
-
-def _staircase(costs: Sequence[float], qualities: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Cheapest first, what nothing cheaper is as good as."""
-    xs: list[float] = []
-    ys: list[float] = []
-    for cost, quality in sorted(zip(costs, qualities, strict=True), key=lambda point: (point[0], -point[1])):
-        if not ys or quality > ys[-1]:
-            xs.append(cost)
-            ys.append(quality)
-    return xs, ys
 
 
 def _answers(known: Sequence[tuple[str, Cells]]) -> set[int]:

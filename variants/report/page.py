@@ -19,6 +19,7 @@ from variants.host import Host
 from variants.labels import class_name, class_names
 from variants.quality import Estimate
 from variants.report import charts
+from variants.store import human_bytes
 
 _WORST_CLASSES = 3
 
@@ -57,6 +58,7 @@ def render(card: Card, standings: Sequence[Standing], host: Host) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"bytes": human_bytes, "ms": _milliseconds}
     sections = list(_sections(card, standings, reference, names)) if reference else []
     metric = measured_metric(card, standings)
     return environment.get_template("page.html.j2").render(
@@ -78,6 +80,11 @@ def render(card: Card, standings: Sequence[Standing], host: Host) -> str:
         figures=Markup(_script_safe({section.name: section.figure for section in sections})),
         plotly=Markup(_plotly()),  # the library's own script
     )
+
+
+def _milliseconds(value: float) -> str:
+    """With three digits that tell: `0.026 ms`, `47.9 ms`, `1,234 ms`."""
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:#.3g} ms"
 
 
 def verdict(standing: Standing, reference: Standing | None, metric: str) -> str | None:
