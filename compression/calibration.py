@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import torch
 
 from compression.base import CompressionError
 from compression.data import Split
@@ -156,7 +157,7 @@ def activations(
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted) if name not in given
     )
-    session = open_session(proto, threads=0)
+    session = open_session(proto, threads=torch.get_num_threads())  # what a build may use of the cores
     for inputs in split.batches(batch):
         arrays = {name: inputs[name] for name in fed}
         values = session.run(wanted, arrays) if wanted else []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import warnings
+from collections import Counter
 from typing import Any
 
 import onnx
@@ -21,6 +23,8 @@ from compression.signature import Signature, TensorSpec
 OPSET = 18
 # Raise it when the same module is written differently: what was built is built anew.
 VERSION = 1
+# Where the exporter notes the modules around an operator.
+_SCOPES, _WEIGHT = "pkg.torch.onnx.name_scopes", ".weight"
 # An example of one row would make the exporter believe that the batch is always one. What takes no input so
 # short, a wide kernel or several poolings, is tried with longer ones.
 EXAMPLE_LENGTHS = (2, 32, 256, 4096)
@@ -52,6 +56,7 @@ def export(model: TorchModel) -> OnnxModel:
             proto = write(module, signature)
     except Exception as error:
         raise ExportError(f"the module cannot be exported: {_first_line(error)}") from error
+    _name_by_module(proto.graph)
     _forget_origin(proto.graph)
     check_signature(proto, signature)
     onnx.checker.check_model(proto, full_check=True)
@@ -174,6 +179,26 @@ def _ones(signature: Signature, module: nn.Module, length: int) -> tuple[Tensor,
         )
         for spec in signature.inputs
     )
+
+
+def _name_by_module(graph: onnx.GraphProto) -> None:
+    """Calls operators by the module that they are a part of, where there is one: `encoder.0/MatMul`."""
+    weights = {tensor.name for tensor in graph.initializer if tensor.name.endswith(_WEIGHT)}
+    taken = Counter(node.name for node in graph.node)
+    for node in graph.node:
+        # A normalization that was folded into a layer has left its own scope on it, the weight has not.
+        weight = next((name for name in node.input if name in weights), "")
+        if module := weight.removesuffix(_WEIGHT) or _innermost(node):
+            name = f"{module}/{node.op_type}"
+            taken[name] += 1
+            node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+
+
+def _innermost(node: onnx.NodeProto) -> str:
+    """The module around an operator that the exporter noted, or nothing."""
+    noted = next((each.value for each in node.metadata_props if each.key == _SCOPES), "[]")
+    scopes: list[str] = ast.literal_eval(noted)  # the model, the modules in it from outside in, the function
+    return scopes[-2] if len(scopes) > 2 else ""
 
 
 def _forget_origin(graph: onnx.GraphProto) -> None:

@@ -34,11 +34,18 @@ class Layer:
         name: The reference's weight.
         weight_db: Signal to quantization noise of its weight.
         activation_db: The same of what it gives for real rows; None where no tensor corresponds.
+        node: The reference's operator, as `exclude_nodes` takes it; empty where it has no name.
     """
 
     name: str
     weight_db: float
     activation_db: float | None
+    node: str = ""
+
+    @property
+    def label(self) -> str:
+        """What people call it: by the operator, else by the weight."""
+        return self.node or self.name
 
     @property
     def worst_db(self) -> float:

@@ -79,7 +79,8 @@ def sqnr(artifact: OnnxModel, reference: OnnxModel, inputs: Mapping[str, Array])
         given = found[seen.get(shared, shared)] if shared else None
         both = given is not None and given.shape == theirs[shared].shape
         activation = decibels(given, theirs[shared]) if given is not None and both else None
-        layers.append(Layer(their.weight, decibels(weight, theirs[their.weight]), activation))
+        noise = decibels(weight, theirs[their.weight])
+        layers.append(Layer(their.weight, noise, activation, their.node.name))
     layers.sort(key=lambda layer: layer.worst_db)
     return Sqnr({name: decibels(found[name], theirs[name]) for name in outputs}, layers)
 

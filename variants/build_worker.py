@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from compression.base import CompressionError, PassContext, PassRefusedError
 from compression.checkpoint import Checkpoints
 from compression.data import Splits
@@ -35,7 +37,7 @@ from variants.parity import ParityError, verify
 from variants.profiling import predict
 from variants.quality import quality_ratio
 from variants.reference import beside_baseline, reference_model, reference_training, untrained
-from variants.runtime import open_session, reference_runtime
+from variants.runtime import Runtime, open_session, reference_runtime
 from variants.samples import write_golden, write_split
 from variants.scoring import Finished, reference_graph, score
 from variants.spec import ModelSpec, load_spec
@@ -136,7 +138,7 @@ def build_variant(job: Job, recipe_name: str) -> Outcome:
         path = save(compressed.artifact, job.folder / MODEL_FILE)
         parity = verify(
             path,
-            reference_runtime(this_host()),
+            _runtime(),
             spec.signature,
             splits.calibration.take(slice(0, _PARITY_ROWS)),
             exported(recipe, compressed),
@@ -204,10 +206,15 @@ def exported(recipe: Recipe, compressed: Compressed) -> TorchModel | None:
     return None if touched else compressed.torch_model
 
 
+def _runtime() -> Runtime:
+    """The reference's runtime, with as many threads as this process may use of the cores."""
+    return replace(reference_runtime(this_host()), threads=torch.get_num_threads())
+
+
 def _write_golden(folder: Path, splits: Splits) -> None:
     """Real rows with the outputs that this artifact gave for them where it was built."""
     rows = splits.calibration.take(slice(0, _GOLDEN_ROWS))
-    outputs = predict(open_session(model_file(folder), reference_runtime(this_host())), rows)
+    outputs = predict(open_session(model_file(folder), _runtime()), rows)
     write_golden(folder / GOLDEN_FILE, rows.inputs, outputs)
 
 

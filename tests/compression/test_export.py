@@ -107,6 +107,15 @@ def exported_tagger(tagger: TorchModel) -> OnnxModel:
     return export(tagger)
 
 
+def test_operators_are_called_by_their_modules_and_no_two_alike(exported_tagger: OnnxModel) -> None:
+    names = [node.name for node in exported_tagger.proto.graph.node]
+    assert {"embed/Gather", "encode.layers.0.linear1/MatMul", "encode.layers.0.norm1/LayerNormalization"} <= {
+        *names
+    }
+    assert "tag/MatMul" in names
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7, 200])
 def test_any_batch_gives_what_the_module_gives(
     rows: int, reference: TorchModel, artifact: OnnxModel, splits: Splits

@@ -56,7 +56,7 @@ def test_jitter_and_throughput_follow_from_latency() -> None:
 
 
 def test_the_document_has_classes_noise_traffic_and_robustness() -> None:
-    noise = Sqnr({"y": 40.0}, [Layer("w", 45.0, 38.0)])
+    noise = Sqnr({"y": 40.0}, [Layer("w", 45.0, 38.0, "MatMul")])
     small = entry("small")
     of = card(
         entry("fp32"), small,
@@ -72,7 +72,9 @@ def test_the_document_has_classes_noise_traffic_and_robustness() -> None:
     text = json.dumps(describe(of, assess(of, files, HOST), HOST), allow_nan=False)
     document: dict[str, Any] = json.loads(text)["variants"][1]
     assert document["compression"]["bytes"] == 2.0
-    assert document["sqnr"]["layers"] == [{"name": "w", "weight_db": 45.0, "activation_db": 38.0}]
+    assert document["sqnr"]["layers"] == [
+        {"name": "w", "weight_db": 45.0, "activation_db": 38.0, "node": "MatMul"}
+    ]
     assert document["size"]["moved_bytes"] == {"weight_bytes": 400, "activation_bytes": 400, "total": 800}
     assert document["cost"]["seconds"] == {"training": 6.0, "compress": 2.0, "verify": 1.0}
     assert [change["label"] for change in document["classes"]["validation"]] == [1, 0]

@@ -198,7 +198,7 @@ def _noise(card: Scorecard) -> str:
     if card.sqnr is None:
         return card.unmeasured.get("sqnr", "-")
     outputs = [f"{name} {value:.1f} dB" for name, value in card.sqnr.outputs.items()]
-    worst = [f"{layer.name} {layer.worst_db:.1f} dB" for layer in card.sqnr.layers[:_WORST]]
+    worst = [f"{layer.label} {layer.worst_db:.1f} dB" for layer in card.sqnr.layers[:_WORST]]
     return ", ".join(outputs) + (f"; worst layers {', '.join(worst)}" if worst else "")
 
 

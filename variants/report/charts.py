@@ -275,7 +275,7 @@ def sensitivity(standings: Sequence[Standing]) -> Figure | None:
             "type": "bar",
             "orientation": "h",
             "name": recipe,
-            "y": [layer.name for layer in layers],
+            "y": [layer.label for layer in layers],
             "x": [layer.worst_db for layer in layers],
             "marker": {"color": _BLUE},
             "visible": index == 0,

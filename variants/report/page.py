@@ -144,7 +144,7 @@ def _sections(
             "sensitivity",
             "Which layers suffer",
             "Noise in each layer's weights or results, whichever is worse, the worst first: candidates to "
-            "stay in a wider number format (`exclude_nodes`), or for `int8-accuracy-control`.",
+            "stay in a wider number format by their name (exclude_nodes), or for int8-accuracy-control.",
             charts.sensitivity(standings),
         ),
         (
