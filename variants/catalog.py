@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,14 @@ from variants.card import Card
 from variants.home import subfolder
 from variants.scorecard import Scorecard
 from variants.serving_spec import ServingSpec
-from variants.store import CatalogError, DamagedArtifactError, Store, bento_references, link_or_copy
+from variants.store import (
+    CatalogError,
+    DamagedArtifactError,
+    Store,
+    bento_references,
+    check_unpacked,
+    link_or_copy,
+)
 from variants.variant import Life, Variant, VariantId
 
 log = logging.getLogger("mipgate.catalog")
@@ -269,15 +276,6 @@ class Catalog:
                 found.append(model)
         return found
 
-    def remove(self, variant: VariantId) -> None:
-        """Deletes an artifact from the store.
-
-        Raises:
-            CatalogError: A Bento refers to it.
-        """
-        _check_unpacked(str(variant), {variant.tag})
-        self._store.delete(variant.tag)
-
     def forget(self, variant: VariantId) -> None:
         """Deletes an artifact with its entry and its profiles.
 
@@ -285,7 +283,7 @@ class Catalog:
             CatalogError: A Bento refers to it.
         """
         with self.lock(variant.model):
-            _check_unpacked(str(variant), {variant.tag})
+            check_unpacked(str(variant), {variant.tag})
             self.change(variant.model, lambda card: card.without(variant))
             self._store.delete(variant.tag)  # last: what no card names is garbage, not damage
 
@@ -300,28 +298,11 @@ class Catalog:
             with self.build_lock(model).acquire(timeout=0), self.lock(model):
                 artifacts = self._store.tags(f"{model}.*", {"kind": "variant", "model": model})
                 tags = [*artifacts, *self._card_tags(model)]
-                _check_unpacked(model, set(tags))
+                check_unpacked(model, set(tags))
                 for tag in tags:
                     self._store.delete(tag)
         except Timeout as error:
             raise CatalogBusyError(f"{model} is being built. Wait for the build, or stop it.") from error
-
-    def retired(self) -> list[StoredVariant]:
-        """Artifacts of retired builds that no Bento packs and no other build is measured against."""
-        packed = {tag for tags in bento_references().values() for tag in tags}
-        found = []
-        for model in self.models():
-            try:
-                card = self.card(model)
-            except CatalogError as error:
-                log.error("retired builds of %s are kept: %s", model, error)
-                continue
-            reference = card.find(card.spec.reference).id if card.entries else None
-            for entry in card.entries:
-                may_go = entry.life is Life.RETIRED and entry.id != reference and entry.id.tag not in packed
-                if may_go and (stored := self.find(entry.id)) is not None:
-                    found.append(stored)
-        return found
 
     def collect(self, keep_cards: int = 3, dry_run: bool = False) -> tuple[dict[str, int], list[str]]:
         """Deletes what nothing refers to: old cards, and artifacts that no card or Bento names.
@@ -404,18 +385,6 @@ class Catalog:
                 if name != DISTRIBUTIONS_FILE or (data / name).is_file():  # builds of old had none
                     link_or_copy(data / name, stage / name)
             document.write(stage / CARD_FILE, card)
-
-
-def _check_unpacked(what: str, tags: Set[str]) -> None:
-    """Checks that no Bento packs any of these.
-
-    Raises:
-        CatalogError: One does.
-    """
-    if bentos := [bento for bento, packed in bento_references().items() if tags & set(packed)]:
-        raise CatalogError(
-            f"{what} is packed in {', '.join(bentos)}. Delete the Bento first: `bentoml delete {bentos[0]}`."
-        )
 
 
 def card_files(spec: ServingSpec) -> tuple[str, ...]:

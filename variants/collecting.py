@@ -6,6 +6,7 @@ and what was touched within the hour.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -17,7 +18,10 @@ from pathlib import Path
 from variants.catalog import Catalog
 from variants.home import mipgate_home
 from variants.profiler import MEASURED
-from variants.store import bytes_of
+from variants.store import CatalogError, bento_references, bytes_of
+from variants.variant import Life
+
+log = logging.getLogger("mipgate.collecting")
 
 _HOUR_S = 3600.0
 _DAY_S = 24 * _HOUR_S
@@ -166,11 +170,22 @@ def _superseded(home: Path) -> Iterator[Path]:
 
 
 def _retired(catalog: Catalog, busy: list[str]) -> Iterator[_Victim]:
-    for stored in catalog.retired():
-        if stored.variant.id.model not in busy:
-            item = Item(stored.variant.id.tag, "retired", bytes_of(stored.folder))
-            used = _used(stored.folder)
-            yield _Victim(item, used, partial(catalog.forget, stored.variant.id))
+    """Artifacts of retired builds that no Bento packs and no other build is measured against."""
+    packed = {tag for tags in bento_references().values() for tag in tags}
+    for model in catalog.models():
+        if model in busy:
+            continue
+        try:
+            card = catalog.card(model)
+        except CatalogError as error:
+            log.error("retired builds of %s are kept: %s", model, error)
+            continue
+        reference = card.find(card.spec.reference).id if card.entries else None
+        for entry in card.entries:
+            may_go = entry.life is Life.RETIRED and entry.id != reference and entry.id.tag not in packed
+            if may_go and (stored := catalog.find(entry.id)) is not None:
+                item = Item(entry.id.tag, "retired", bytes_of(stored.folder))
+                yield _Victim(item, _used(stored.folder), partial(catalog.forget, entry.id))
 
 
 def _of_home(path: Path, now: float) -> _Victim:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,18 @@ class Store:
 def bento_references() -> dict[str, set[str]]:
     """Tags of the store's entries that each Bento refers to."""
     return {str(bento.tag): {str(m.tag) for m in bento.info.all_models} for bento in bentoml.bentos.list()}
+
+
+def check_unpacked(what: str, tags: Set[str]) -> None:
+    """Checks that no Bento packs any of these.
+
+    Raises:
+        CatalogError: One does.
+    """
+    if bentos := [bento for bento, packed in bento_references().items() if tags & set(packed)]:
+        raise CatalogError(
+            f"{what} is packed in {', '.join(bentos)}. Delete the Bento first: `bentoml delete {bentos[0]}`."
+        )
 
 
 def human_bytes(count: float) -> str:
